@@ -1,0 +1,1 @@
+"""edgesparse_converters."""

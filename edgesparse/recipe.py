@@ -1,0 +1,150 @@
+"""Recipes: ordered rules, first match wins; what no rule matches stays as it is."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from edgesparse.errors import RecipeError
+from edgesparse.model import TensorInfo, TensorKind
+from edgesparse.packed import ALL_BITS
+from edgesparse.pattern import DENSE, Pattern
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What to do with the tensors it matches.
+
+    Attributes:
+        kind: Match tensors of this kind; None matches all.
+        name: Match names: a glob, or a regular expression after ``re:``; None matches all.
+        pattern: Which weights may stay.
+        method: Row of the pruner registry; used when the pattern is not dense.
+        bits: 2, 3, 4 or 8 for codes with scales, 16 for float16 values.
+        group_size: Columns per scale; 0 is one scale per row.
+        quantizer: Row of the quantizer registry; used when bits < 16.
+    """
+
+    kind: TensorKind | None = None
+    name: str | None = None
+    pattern: Pattern = DENSE
+    method: str = "sparsegpt"
+    bits: int = 16
+    group_size: int = 128
+    quantizer: str = "gptq"
+
+    def __post_init__(self) -> None:
+        if self.bits not in ALL_BITS:
+            raise RecipeError(f"bits is {self.bits}, expected one of {ALL_BITS}")
+        if self.group_size and (self.group_size < 8 or self.group_size % 8):
+            raise RecipeError(
+                f"group_size is {self.group_size}, expected a multiple of 8, or 0 for one scale "
+                "per row"
+            )
+        if self.name is not None and self.name.startswith("re:"):
+            try:
+                re.compile(self.name[3:])
+            except re.error as error:
+                raise RecipeError(f"name {self.name!r} is no regular expression: {error}") from None
+
+    def matches(self, tensor: TensorInfo) -> bool:
+        """Whether the rule speaks about ``tensor``, under any of its names."""
+        if self.kind is not None and self.kind != tensor.kind:
+            return False
+        if self.name is None:
+            return True
+        names = (tensor.name, *tensor.aliases)
+        if self.name.startswith("re:"):
+            return any(re.search(self.name[3:], name) for name in names)
+        return any(fnmatch.fnmatchcase(name, self.name) for name in names)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ordered rules; the first that matches a tensor decides.
+
+    Example:
+        >>> recipe = Recipe((Rule(kind=TensorKind.LINEAR, bits=4),))
+        >>> recipe.rules[0].group_size
+        128
+    """
+
+    rules: tuple[Rule, ...] = ()
+
+    def rule_for(self, tensor: TensorInfo) -> Rule | None:
+        """Return the first rule that matches, or None: the tensor stays as it is."""
+        return next((rule for rule in self.rules if rule.matches(tensor)), None)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """Read a recipe file of ``[[rule]]`` tables.
+
+        Raises:
+            RecipeError: No such file, not TOML, or a key that no rule has.
+        """
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RecipeError(f"{path} is not TOML: {error}") from None
+        rules = data.pop("rule", [])
+        if data or not isinstance(rules, list):
+            raise RecipeError(f"{path}: expected only [[rule]] tables, found {sorted(data)}")
+        return cls(tuple(_rule(table, f"{path}, rule {i + 1}") for i, table in enumerate(rules)))
+
+    @classmethod
+    def from_json(cls, data: Iterable[Mapping[str, Any]]) -> Recipe:
+        """Read the form ``to_json`` writes."""
+        return cls(tuple(_rule(dict(table), f"rule {i + 1}") for i, table in enumerate(data)))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the JSON form: the same keys as a recipe file's."""
+        return [rule_to_json(rule) for rule in self.rules]
+
+
+def rule_to_json(rule: Rule) -> dict[str, Any]:
+    """Return the keys a recipe file would have for ``rule``."""
+    match = {"kind": rule.kind and rule.kind.value, "name": rule.name}
+    return {
+        "match": {key: value for key, value in match.items() if value is not None},
+        "pattern": str(rule.pattern),
+        "sparsity": rule.pattern.sparsity,
+        "method": rule.method,
+        "bits": rule.bits,
+        "group_size": rule.group_size,
+        "quantizer": rule.quantizer,
+    }
+
+
+_OPTIONS = {field.name for field in fields(Rule)} - {"kind", "name", "pattern"}
+
+
+def _rule(table: Any, where: str) -> Rule:
+    """Read one ``[[rule]]`` table; ``where`` begins the message when it is wrong."""
+    if not isinstance(table, dict):
+        raise RecipeError(f"{where}: expected a table, found {table!r}")
+    table = dict(table)
+    match = table.pop("match", {})
+    pattern, sparsity = table.pop("pattern", "unstructured"), table.pop("sparsity", 0.0)
+    unknown = sorted(set(table) - _OPTIONS) + sorted(set(match) - {"kind", "name"})
+    if unknown:
+        known = ", ".join(sorted({"match", "pattern", "sparsity", *_OPTIONS}))
+        raise RecipeError(f"{where}: unknown key {unknown[0]!r}; known: {known}")
+    try:
+        kind = TensorKind(match["kind"]) if "kind" in match else None
+        return Rule(
+            kind=kind,
+            name=match.get("name"),
+            pattern=Pattern.parse(pattern, sparsity=float(sparsity)),
+            **table,
+        )
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{where}: {error}") from None
