@@ -1,0 +1,413 @@
+"""Export and validate: a compressed model to a target's file, and the proof that it is the same.
+
+Targets are rows of ``EXPORTERS``; this module knows them only by name. It owns what is the same for
+all of them: refusing what a target cannot hold, writing under a temporary name, and holding the
+written file against the budget.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesparse.budget import Budget, format_size
+from edgesparse.errors import (
+    BudgetExceeded,
+    MissingDependency,
+    OutputExists,
+    SourceError,
+    Unsupported,
+    UsageError,
+)
+from edgesparse.model import CompressedModel
+from edgesparse.planner.types import Plan
+from edgesparse.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A file (or package directory) a target's runtime can load.
+
+    Attributes:
+        path: Where it is.
+        target: Row of the exporter registry that wrote it.
+        nbytes: Its size on disk; of a package, the sum over its files.
+        tool_versions: Version of every tool that had a hand in it, by package name.
+        lowering: How each packed tensor was written, by ``TensorInfo.name``, for example
+            ``constexpr_sparse_blockwise_shift_scale`` or ``XNNPACK 4-bit, group 128``.
+        peak_nbytes: Predicted peak memory in the target's runtime; None if not predicted.
+        notes: What a person should know: what was decoded, widened or left out, and why.
+    """
+
+    path: Path
+    target: str
+    nbytes: int
+    tool_versions: Mapping[str, str]
+    lowering: Mapping[str, str] = field(default_factory=dict)
+    peak_nbytes: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCheck:
+    """One packed tensor as read back from an artifact, against the packed model.
+
+    Attributes:
+        name: ``TensorInfo.name``.
+        lowering: How the artifact holds it.
+        max_abs_error: Largest difference between a weight read back and the packed one; nan when
+            the target's file does not let the weight be read.
+        tolerance: Largest difference allowed; 0 asks for equality bit for bit.
+    """
+
+    name: str
+    lowering: str
+    max_abs_error: float
+    tolerance: float = 0.0
+
+    @property
+    def equal(self) -> bool:
+        """Whether every weight is the very same number."""
+        return self.max_abs_error == 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is allowed; a weight that cannot be read proves nothing."""
+        return self.max_abs_error <= self.tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputCheck:
+    """One output of the artifact, executed, against the packed model on the same inputs.
+
+    Attributes:
+        name: Name of the output.
+        max_abs_error: Largest difference of one element.
+        relative_error: ``|y - reference| / |reference|`` in the 2-norm.
+        tolerance: Largest ``relative_error`` allowed.
+    """
+
+    name: str
+    max_abs_error: float
+    relative_error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the tolerance; nan is not."""
+        return self.relative_error <= self.tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What executing an artifact on this host showed.
+
+    Attributes:
+        path: The artifact.
+        target: Row of the exporter registry that ran it.
+        layers: One entry per packed tensor.
+        outputs: One entry per output of the model.
+        runtime: What executed it, with its version.
+        notes: What a person should know: inputs used, why a tolerance is not zero.
+    """
+
+    path: Path
+    target: str
+    layers: tuple[LayerCheck, ...]
+    outputs: tuple[OutputCheck, ...]
+    runtime: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def checks(self) -> tuple[LayerCheck | OutputCheck, ...]:
+        """All of them, layers first."""
+        return (*self.layers, *self.outputs)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every layer and every output is within its tolerance, and there was any."""
+        return bool(self.outputs) and all(check.ok for check in self.checks)
+
+    def __str__(self) -> str:
+        equal = sum(layer.equal for layer in self.layers)
+        outputs = ", ".join(
+            f"{o.name}: relative error {o.relative_error:.2e} (allowed {o.tolerance:.0e})"
+            for o in self.outputs
+        )
+        wrong = [check.name for check in self.checks if not check.ok]
+        return (
+            f"{self.path.name}: {equal} of {len(self.layers)} packed tensors equal bit for bit; "
+            f"{outputs or 'no output was computed'}"
+            + (f"; outside tolerance: {', '.join(wrong)}" if wrong else "")
+        )
+
+
+class Exporter(Protocol):
+    """One target. Its module loads nothing heavy until ``export``, ``validate`` or ``run``.
+
+    Attributes:
+        suffix: Ending of its files, with the dot; what infers the target from a path.
+        accepts: Names of the formats it can write.
+        packages: Importable packages it needs.
+        extra: The pip extra that installs them.
+    """
+
+    suffix: str
+    accepts: frozenset[str]
+    packages: tuple[str, ...]
+    extra: str
+
+    def export(self, compressed: CompressedModel, path: Path, **options: Any) -> Artifact:
+        """Write ``compressed`` to ``path``, which does not exist, and say how.
+
+        Raises:
+            Unsupported: Operators or layers the target has no form for, by name.
+        """
+
+    def validate(self, path: Path, compressed: CompressedModel, **options: Any) -> Verdict:
+        """Read the weights of ``path`` back, execute it here, compare with ``compressed``.
+
+        Raises:
+            SourceError: ``path`` is not a file of this target, or is damaged.
+        """
+
+    def predict_nbytes(self, plan: Plan) -> int:
+        """Return the expected size of the artifact without weights and without the target's tools.
+
+        Part of every plan with a target, so it must cost milliseconds.
+        """
+
+    def inspect(self, path: Path) -> Mapping[str, Any]:
+        """Return what is in the file as JSON values: inputs, outputs, operators, where bytes go."""
+
+    def run(self, path: Path, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """Execute the artifact once on this host and return its outputs by name."""
+
+
+EXPORTERS: Registry[Exporter] = Registry(
+    "exporter",
+    {
+        "coreml": "edgesparse_converters.coreml:EXPORTER",
+        "executorch": "edgesparse_converters.executorch:EXPORTER",
+    },
+)
+
+
+def export(
+    compressed: CompressedModel,
+    target: str | None = None,
+    path: str | Path | None = None,
+    *,
+    budget: Budget | None = None,
+    force: bool = False,
+    keep: bool = False,
+    **options: Any,
+) -> Artifact:
+    """Write ``compressed`` as a file of ``target``.
+
+    Args:
+        compressed: The packed model.
+        target: ``coreml``, ``executorch`` or any registered exporter; None infers it from the
+            ending of ``path``.
+        path: The file to write.
+        budget: What the file may cost. None takes the plan's own budget when the plan was made for
+            this target; a budget planned for the packed weights alone is not applied to the file.
+        force: Replace what is at ``path``.
+        keep: Leave the file there even when it breaks the budget; the error is raised all the same.
+        **options: Handed whole to the exporter.
+
+    Raises:
+        UsageError: No path, or a target that cannot be inferred.
+        MissingDependency: The target's tools are not installed.
+        Unsupported: A format or operator the target has no form for.
+        OutputExists: ``path`` exists and ``force`` is not set.
+        BudgetExceeded: The written file is larger than the budget; it is removed.
+    """
+    if path is None:
+        raise UsageError("export needs a path to write to")
+    path = Path(path)
+    target = target or target_of(path)
+    exporter = _exporter(target)
+    if path.suffix != exporter.suffix:
+        raise UsageError(f"{path}: a file for {target} ends in {exporter.suffix}")
+    _refuse_unknown_formats(compressed, target, exporter)
+    limits = budget or (compressed.plan.budget if compressed.plan.target == target else Budget())
+    with _replacing(path, force=force) as temporary:
+        written = exporter.export(compressed, temporary, **options)
+        broken = _broken_limits(written, limits)
+        if broken and not keep:
+            raise BudgetExceeded(_over_budget(compressed, written, broken))
+    artifact = replace(written, path=path)
+    if broken:
+        raise BudgetExceeded(f"{_over_budget(compressed, artifact, broken)}; kept at {path}")
+    return artifact
+
+
+def validate(
+    artifact: Artifact | str | Path, compressed: CompressedModel, **options: Any
+) -> Verdict:
+    """Read an artifact back, execute it on this host, and compare it with the packed model.
+
+    Args:
+        artifact: What ``export`` returned, or the path of a file; the target is inferred.
+        compressed: The packed model it was made from.
+        **options: Handed whole to the exporter.
+
+    Raises:
+        SourceError: No such file, or not one of a known target.
+        MissingDependency: The target's tools are not installed.
+    """
+    path = artifact.path if isinstance(artifact, Artifact) else Path(artifact)
+    target = artifact.target if isinstance(artifact, Artifact) else target_of(path)
+    exporter = _exporter(target)
+    require_exists(path)
+    return exporter.validate(path, compressed, **options)
+
+
+def inspect(path: str | Path) -> Mapping[str, Any]:
+    """Return what is in an artifact, as JSON values.
+
+    Raises:
+        SourceError: No such file, or not one of a known target.
+    """
+    path = Path(path)
+    exporter = _exporter(target_of(path))
+    require_exists(path)
+    return exporter.inspect(path)
+
+
+def run(path: str | Path, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """Execute an artifact once on this host.
+
+    Args:
+        path: The artifact.
+        inputs: Arrays by input name.
+
+    Returns:
+        Arrays by output name.
+
+    Raises:
+        SourceError: No such file, or not one of a known target.
+    """
+    path = Path(path)
+    exporter = _exporter(target_of(path))
+    require_exists(path)
+    return exporter.run(path, inputs)
+
+
+def target_of(path: Path) -> str:
+    """Return the target whose files end as ``path`` does.
+
+    Raises:
+        UsageError: None does; the message lists the endings.
+    """
+    suffixes = {EXPORTERS.get(name).suffix: name for name in EXPORTERS}
+    if path.suffix in suffixes:
+        return suffixes[path.suffix]
+    near = difflib.get_close_matches(path.suffix, suffixes, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    known = ", ".join(f"{suffix} ({name})" for suffix, name in sorted(suffixes.items()))
+    raise UsageError(f"{path}: the ending says no target; known: {known}{hint}")
+
+
+def nbytes_on_disk(path: Path) -> int:
+    """Return the size of a file, or of all files of a package directory."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
+def check_output(
+    name: str, value: NDArray[Any], reference: NDArray[Any], *, tolerance: float
+) -> OutputCheck:
+    """Compare one output of an artifact with the packed model's.
+
+    A shape that differs or a value that is not finite gives an error of infinity or nan: not ok.
+    """
+    if value.shape != reference.shape:
+        return OutputCheck(
+            name=name, max_abs_error=np.inf, relative_error=np.inf, tolerance=tolerance
+        )
+    difference = value.astype(np.float64) - reference.astype(np.float64)
+    norm = float(np.linalg.norm(reference.astype(np.float64)))
+    return OutputCheck(
+        name=name,
+        max_abs_error=float(np.abs(difference).max(initial=0.0)),
+        relative_error=float(np.linalg.norm(difference)) / (norm or 1.0),
+        tolerance=tolerance,
+    )
+
+
+def require_exists(path: Path) -> None:
+    """Refuse a path at which there is nothing.
+
+    Raises:
+        SourceError: Nothing is there.
+    """
+    if not path.exists():
+        raise SourceError(f"{path}: no such file or directory")
+
+
+def _exporter(target: str) -> Exporter:
+    """Return the exporter, its packages known to be installed."""
+    exporter = EXPORTERS.get(target)
+    for package in exporter.packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(package, exporter.extra, f"the target {target}")
+    return exporter
+
+
+def _refuse_unknown_formats(compressed: CompressedModel, target: str, exporter: Exporter) -> None:
+    wrong = [
+        f"{name} ({packed.spec.name})"
+        for name, packed in compressed.packed.items()
+        if packed.spec.name not in exporter.accepts
+    ]
+    if wrong:
+        known = ", ".join(sorted(exporter.accepts))
+        raise Unsupported(
+            f"{target} cannot hold {', '.join(wrong[:5])}"
+            + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+            + f"; it holds {known}: compress these layers to one of them"
+        )
+
+
+def _broken_limits(artifact: Artifact, limits: Budget) -> list[str]:
+    """Return one phrase per limit the artifact breaks."""
+    pairs = (("file", artifact.nbytes, limits.file), ("peak", artifact.peak_nbytes, limits.peak))
+    return [
+        f"{name} {format_size(found)} is over the budget of {format_size(limit)}"
+        for name, found, limit in pairs
+        if found is not None and limit is not None and found > limit
+    ]
+
+
+def _over_budget(compressed: CompressedModel, artifact: Artifact, broken: list[str]) -> str:
+    weights = format_size(compressed.nbytes)
+    return (
+        f"{artifact.path.name}: {'; '.join(broken)} ({weights} of packed weights); compress with "
+        f"--target {artifact.target} so that the plan counts this target's bytes"
+    )
+
+
+@contextmanager
+def _replacing(path: Path, *, force: bool) -> Iterator[Path]:
+    """Give a temporary path of the same name; move it to ``path`` if the block ends well."""
+    if path.exists() and not force:
+        raise OutputExists(f"{path} exists; --force replaces it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        if path.exists():
+            path.rename(Path(folder) / "replaced")
+        temporary.rename(path)
