@@ -152,6 +152,10 @@ class PackedTensor:
             frozen[name] = view
         object.__setattr__(self, "buffers", MappingProxyType(frozen))
 
+    def __deepcopy__(self, memo: object) -> PackedTensor:
+        """Return itself: nothing in it can change."""
+        return self
+
     @property
     def nbytes(self) -> int:
         """Bytes stored."""

@@ -1,0 +1,143 @@
+"""Build runnable modules from a compressed model, which itself is never changed.
+
+Three of them, for three readers of the same numbers:
+
+    build_packed      computes from the packed bytes: evaluation and generation on this host
+    build_decoded     an ordinary float module with the decoded weights: recovery, any other tool
+    build_exportable  each packed weight is a traceable op: the converters read mask, codes, scales
+
+All start from the captured structure on the meta device, so no dense copy of the model is made.
+A packed parameter is found by every name it has; tied names share one payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from edgesparse.errors import SourceError
+from edgesparse.model import CompressedModel
+from edgesparse.packed import PackedTensor
+from edgesparse.runtime.bind import bind
+from edgesparse.runtime.payload import DecodedSlot, ExportablePayload, PackedPayload
+
+
+def build_packed(compressed: CompressedModel, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a module in evaluation mode that computes from the packed bytes.
+
+    Linear layers and embeddings run on the packed kernels. Any other owner of a packed weight
+    (a convolution, a fused expert stack, a traced graph) decodes it when it reads it; of those at
+    most one weight is held decoded at a time.
+
+    Args:
+        compressed: The model; its buffers are shared, not copied.
+        dtype: Floating type of the tensors that were kept; activations follow it.
+
+    Raises:
+        SourceError: The structure and the stored tensors do not belong together.
+    """
+    slot = DecodedSlot()
+    return _build(compressed, dtype, lambda name, packed: PackedPayload(name, packed, slot, dtype))
+
+
+def build_decoded(compressed: CompressedModel, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return an ordinary module in evaluation mode whose weights are the decoded values.
+
+    Every parameter is a copy of its own: the caller may train it. Tied weights stay tied.
+
+    Raises:
+        SourceError: The structure and the stored tensors do not belong together.
+    """
+    module = compressed.captured.skeleton()
+    for name, packed in compressed.packed.items():
+        value = torch.from_numpy(packed.decode()).to(dtype)
+        _place(module, _names(compressed, name), value)
+    return _finish(module, compressed, dtype)
+
+
+def build_exportable(
+    compressed: CompressedModel, *, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Return a module in evaluation mode for ``torch.export``.
+
+    Each packed weight is computed where it is read, by ``edgesparse::dequantize`` or, for float16
+    values, ``edgesparse::sparse_values``: a converter finds mask, codes and scales as constant
+    inputs of that node, with the tensor's name as its last argument.
+
+    Raises:
+        SourceError: The structure and the stored tensors do not belong together.
+    """
+    return _build(
+        compressed, dtype, lambda name, packed: ExportablePayload(name, packed.codes, dtype)
+    )
+
+
+def _build(
+    compressed: CompressedModel,
+    dtype: torch.dtype,
+    payload: Callable[[str, PackedTensor], PackedPayload | ExportablePayload],
+) -> nn.Module:
+    """Build the structure with a payload in the place of every packed parameter."""
+    module = compressed.captured.skeleton()
+    for name, packed in compressed.packed.items():
+        shared = payload(name, packed)
+        for owner, leaf in _owners(module, _names(compressed, name)):
+            bind(owner, leaf, shared)
+    return _finish(module, compressed, dtype)
+
+
+def _finish(module: nn.Module, compressed: CompressedModel, dtype: torch.dtype) -> nn.Module:
+    """Place the kept tensors, as ``dtype`` where they float; check that all have a value."""
+    for name, tensor in compressed.kept.items():
+        value = tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
+        _place(module, _names(compressed, name), value)
+    left = [name for name, tensor in _state(module) if tensor.is_meta]
+    if left:
+        raise SourceError(
+            f"{len(left)} tensors of the model have no stored value, first {left[0]}; the weights "
+            "and the structure do not belong together: compress again from the source"
+        )
+    return module.eval().requires_grad_(False)
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _names(compressed: CompressedModel, name: str) -> tuple[str, ...]:
+    """Return every name of a stored tensor, its own first."""
+    tensor = compressed.captured.by_name.get(name)
+    if tensor is None:
+        raise SourceError(f"{name}: stored, but the model has no such tensor; compress again")
+    return (tensor.name, *tensor.aliases)
+
+
+def _owners(module: nn.Module, names: tuple[str, ...]) -> Iterator[tuple[nn.Module, str]]:
+    """Yield (owner, attribute) of each distinct place that holds one of ``names``."""
+    seen = set()
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if (id(owner), leaf) not in seen:
+            seen.add((id(owner), leaf))
+            yield owner, leaf
+
+
+def _place(module: nn.Module, names: tuple[str, ...], value: Tensor) -> None:
+    """Set one value under all of its names, as the parameter or buffer the structure has there."""
+    parameter = nn.Parameter(value, requires_grad=False)
+    for owner, leaf in _owners(module, names):
+        places = cast(Mapping[str, Tensor | None], owner._parameters | owner._buffers)
+        expected = places.get(leaf)
+        if expected is None or expected.shape != value.shape:
+            found = "nothing" if expected is None else f"shape {tuple(expected.shape)}"
+            raise SourceError(
+                f"{names[0]}: stored with shape {tuple(value.shape)}, but the structure has "
+                f"{found} there; the model's code changed since it was compressed"
+            )
+        # setattr rather than the dictionary: recurrent modules keep a second list of weights.
+        setattr(owner, leaf, parameter if leaf in owner._parameters else value)
