@@ -1,0 +1,58 @@
+# What CI runs is `make test`. Everything works from a fresh clone with Python 3.11 or newer.
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
+BIN := .venv/bin
+# Two workers share two cores: one thread each.
+QUIET_THREADS := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+PYTEST := $(QUIET_THREADS) $(BIN)/pytest -q -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help venv lock demo check test test-all format bench native docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+venv: .venv/installed ## make .venv with the pinned packages of requirements.lock
+
+.venv/installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python found; install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"error: Python {v.major}.{v.minor} is too old, edgesparse needs 3.11 or newer; make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	@# torch alone and first: with it there, nothing below asks the index for another build of it.
+	$(BIN)/pip install --disable-pip-version-check -q "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock: ## write requirements.lock from what .venv holds
+	@{ sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//'; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+demo: venv ## compress the bundled model to a budget, export it twice, prove both files
+	$(BIN)/edgesparse demo
+
+format: venv ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: venv ## format, lint, types, import rules: a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check ## everything CI runs
+	$(PYTEST)
+
+test-all: check ## the slow tests too
+	$(PYTEST) -m "not gpu and not mac"
+
+bench: venv ## the accuracy table of the docs, and the kernels' speed on this machine
+	$(BIN)/python bench/accuracy.py --help
+
+native: ## build the C++ kernels
+	cmake -S kernels/native -B build/native -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/native --parallel 2
+
+clean: ## remove what was built; keep .venv
+	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
