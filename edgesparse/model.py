@@ -83,14 +83,25 @@ class Source:
         kind: ``huggingface``, ``exported_program``, ``reference`` (package.module:factory) or
             ``module`` (an object in this process, which a saved model cannot find again).
         location: Path or reference as given, or the class name for ``module``.
-        sha256: Digest over the weights' bytes as stored, or "" for ``module`` and ``reference``.
         files: Small files that travel with the model: config.json, tokenizer.json, …
+        weights: Files the weights are stored in; () for ``module`` and ``reference``.
+        recorded_sha256: The digest a saved model remembers of a source that may be gone.
     """
 
     kind: str
     location: str
-    sha256: str = ""
     files: tuple[Path, ...] = ()
+    weights: tuple[Path, ...] = ()
+    recorded_sha256: str = ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest over the weight files' bytes in order, "" without files; reads them all once."""
+        if self.recorded_sha256 or not self.weights:
+            return self.recorded_sha256
+        from edgesparse.store.digest import sha256_of_files
+
+        return sha256_of_files(self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +112,11 @@ class CapturedModel:
         source: Where it came from.
         tensors: Every distinct tensor, in state-dict order.
         example_inputs: Keyword arguments of a forward pass on which shapes can be traced.
-        skeleton: Builds the module with parameters on the meta device: shapes, no weights.
-        loader: Builds a fresh module with its weights, on the CPU, in the stored dtypes, in
-            evaluation mode; every call gives a new one that the caller may change.
+        skeleton: Builds the module in evaluation mode with parameters on the meta device (shapes
+            and stored dtypes, no weights) and real buffers: those that are no tensors of the model,
+            such as rotary frequencies, already have their values. Tied parameters are one object.
+        weights: Opens the stored tensors by ``TensorInfo.name``; each is read when it is asked for
+            and is the caller's own to change.
         task: ``causal-lm`` when the outputs are next-token logits, else ``generic``.
         config: The architecture's own configuration as JSON, {} if it has none.
     """
@@ -112,9 +125,22 @@ class CapturedModel:
     tensors: tuple[TensorInfo, ...]
     example_inputs: Mapping[str, Any]
     skeleton: Callable[[], torch.nn.Module] = field(repr=False)
-    loader: Callable[[], torch.nn.Module] = field(repr=False)
+    weights: Callable[[], Mapping[str, torch.Tensor]] = field(repr=False)
     task: str = "generic"
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def loader(self) -> torch.nn.Module:
+        """Build a fresh module with its weights, on the CPU, in the stored dtypes.
+
+        In evaluation mode, without gradients; memory-mapped where the source is a file. The caller
+        may change it.
+
+        Raises:
+            SourceError: The weights cannot be read or do not belong to the structure.
+        """
+        from edgesparse.capture.assemble import assemble
+
+        return assemble(self)
 
     @property
     def name(self) -> str:
