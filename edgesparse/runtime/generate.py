@@ -1,0 +1,162 @@
+"""Continue a prompt on the packed weights, greedily or by sampling.
+
+Where the model takes and returns a key/value cache each token costs one short forward pass; any
+other model reads its whole prefix again for every token.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgesparse.errors import SourceError, UsageError
+from edgesparse.model import CapturedModel, CompressedModel
+from edgesparse.runtime.forward import first_tensor, token_key
+from edgesparse.runtime.modules import build_packed
+from edgesparse.runtime.text import tokenizer
+
+
+def generate(
+    model: CapturedModel | CompressedModel,
+    prompt: str,
+    *,
+    tokens: int = 60,
+    temperature: float = 0.8,
+    top_k: int | None = 40,
+    seed: int = 0,
+) -> str:
+    """Return the prompt and its continuation.
+
+    Arguments and errors are those of ``stream``.
+    """
+    pieces = stream(model, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+    return prompt + "".join(pieces)
+
+
+def stream(
+    model: CapturedModel | CompressedModel,
+    prompt: str,
+    *,
+    tokens: int = 60,
+    temperature: float = 0.8,
+    top_k: int | None = 40,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Yield the continuation of ``prompt`` in pieces of whole characters, as it is made.
+
+    Args:
+        model: A language model; a compressed one runs on its packed weights.
+        prompt: Text to continue.
+        tokens: At most so many tokens; it stops earlier at the model's end-of-text token and at
+            the end of its context.
+        temperature: 0 takes the likeliest token; higher is more varied.
+        top_k: Sample among so many likeliest tokens; None among all.
+        seed: Same seed, same text.
+
+    Raises:
+        UsageError: The model is no language model, or an option out of range.
+        SourceError: The prompt is empty or fills the model's context.
+    """
+    captured = model if isinstance(model, CapturedModel) else model.captured
+    _check(captured, tokens=tokens, temperature=temperature, top_k=top_k)
+    prompt_ids = _encode(captured, prompt)
+    module = build_packed(model) if isinstance(model, CompressedModel) else _dense(model)
+    generator = torch.Generator().manual_seed(seed)
+    step = _Step(module, captured)
+    stop, decode = _end_tokens(captured), tokenizer(captured).decode
+
+    def pieces() -> Iterator[str]:
+        made: list[int] = []
+        shown = ""
+        room = _context(captured) - len(prompt_ids)
+        pending = torch.tensor([prompt_ids])
+        for _ in range(min(tokens, room)):
+            chosen = _choose(step(pending), temperature=temperature, top_k=top_k, rng=generator)
+            if chosen in stop:
+                break
+            made.append(chosen)
+            pending = torch.tensor([[chosen]])
+            text = decode([*prompt_ids, *made])[len(decode(prompt_ids)) :]
+            # A character of several bytes may still be half made: wait for the rest.
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield text[len(shown) :]
+                shown = text
+
+    return pieces()
+
+
+def _check(captured: CapturedModel, *, tokens: int, temperature: float, top_k: int | None) -> None:
+    if captured.task != "causal-lm":
+        raise UsageError(f"{captured.name} predicts no next token, so it cannot continue a text")
+    if tokens < 1:
+        raise UsageError(f"tokens is {tokens}, expected at least 1")
+    if not 0 <= temperature < float("inf"):
+        raise UsageError(f"temperature is {temperature}, expected 0 or more")
+    if top_k is not None and top_k < 1:
+        raise UsageError(f"top_k is {top_k}, expected at least 1")
+
+
+def _encode(captured: CapturedModel, prompt: str) -> list[int]:
+    """Return the prompt's tokens, checked against the model's context."""
+    ids: list[int] = tokenizer(captured).encode(prompt, add_special_tokens=False).ids
+    if not ids:
+        raise SourceError("the prompt is empty; give at least one word to continue")
+    if len(ids) >= _context(captured):
+        raise SourceError(
+            f"the prompt has {len(ids)} tokens, which fills the context of {_context(captured)}; "
+            "shorten it"
+        )
+    return ids
+
+
+def _context(captured: CapturedModel) -> int:
+    """Return the most tokens the model takes."""
+    longest = captured.config.get("max_position_embeddings")
+    return longest if isinstance(longest, int) else 1 << 30
+
+
+def _end_tokens(captured: CapturedModel) -> set[int]:
+    """Return the tokens that end a text."""
+    end = captured.config.get("eos_token_id")
+    return {end} if isinstance(end, int) else set(end or ())
+
+
+def _dense(captured: CapturedModel) -> nn.Module:
+    return captured.loader().float().eval()
+
+
+class _Step:
+    """Feed new tokens, return the logits of the last; keeps the cache or the prefix between."""
+
+    def __init__(self, module: nn.Module, captured: CapturedModel) -> None:
+        self._module, self._key = module, token_key(captured)
+        known = inspect.signature(module.forward).parameters
+        self._cached = {"past_key_values", "use_cache"} <= set(known)
+        self._past: Any = None
+        self._prefix = torch.zeros(1, 0, dtype=torch.int64)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Return logits of shape (vocabulary,) after ``tokens``, int64 of shape (1, new)."""
+        with torch.inference_mode():
+            if self._cached:
+                output = self._module(
+                    **{self._key: tokens}, past_key_values=self._past, use_cache=True
+                )
+                self._past = output.past_key_values
+            else:
+                self._prefix = torch.cat([self._prefix, tokens], dim=1)
+                output = self._module(**{self._key: self._prefix})
+        return first_tensor(output)[0, -1].float()
+
+
+def _choose(logits: Tensor, *, temperature: float, top_k: int | None, rng: torch.Generator) -> int:
+    """Return the next token for logits of shape (vocabulary,)."""
+    if temperature == 0:
+        return int(logits.argmax())
+    values, tokens = logits.topk(min(top_k or len(logits), len(logits)))
+    probabilities = torch.softmax(values / temperature, dim=0)
+    return int(tokens[torch.multinomial(probabilities, 1, generator=rng)])
