@@ -1,0 +1,212 @@
+"""bitmask: one mask bit a weight and the kept codes only, 16-row tiles; byte map in bitmask.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from edgesparse_kernels.layout import SLACK, TILE_ROWS, aligned, quads, tiles
+from numpy.typing import NDArray
+
+from edgesparse.errors import CorruptPack, FormatError
+from edgesparse.formats.checks import (
+    check_buffer,
+    check_codes,
+    check_names,
+    check_scales,
+    check_shape,
+    check_spec,
+)
+from edgesparse.formats.planes import (
+    Plane,
+    pack_mask,
+    pack_streams,
+    planes,
+    popcounts,
+    tile_offsets,
+    unpack_mask,
+    unpack_streams,
+)
+from edgesparse.formats.prediction import expected_codes
+from edgesparse.formats.tiles import from_cells, pad_buffer, tile_scales, to_cells, untile_scales
+from edgesparse.packed import Codes, FormatSpec, PackedTensor, matrix_shape
+from edgesparse.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class Bitmask:
+    """The bitmask layout with codes of ``bits`` bits: 2, 3, 4, 8, or 16 for float16 values."""
+
+    bits: int
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        """Row of the format registry."""
+        return f"bitmask{self.bits}"
+
+    def spec(self, *, group_size: int, pattern: Pattern) -> FormatSpec:
+        """Return the spec of this format with these parameters."""
+        return FormatSpec(
+            name=self.name,
+            version=self.version,
+            bits=self.bits,
+            group_size=group_size,
+            pattern=pattern,
+            scale_dtype="none" if self.bits == 16 else "float16",
+        )
+
+    def predict_nbytes(self, spec: FormatSpec, shape: tuple[int, ...]) -> dict[str, int]:
+        """Return the expected bytes of each buffer for a random mask of ``spec.pattern``.
+
+        Exact but for ``codes``, whose length is that of the fullest stream of each tile.
+        """
+        rows, columns = matrix_shape(shape)
+        sizes = self._fixed_nbytes(spec, rows, columns)
+        for plane in planes(self.bits):
+            expected = expected_codes(rows, columns, plane.streams, spec.pattern)
+            sizes[f"codes{plane.suffix}"] = aligned(round(expected * plane.code_nbytes)) + SLACK
+        return sizes
+
+    def nbytes(self, spec: FormatSpec, keep_mask: NDArray[np.bool_]) -> int:
+        """Return the exact bytes of a weight with this mask."""
+        rows, columns = matrix_shape(keep_mask.shape)
+        sizes = self._fixed_nbytes(spec, rows, columns)
+        kept = to_cells(keep_mask.reshape(rows, columns)).sum(axis=2, dtype=np.int64)
+        for plane in planes(self.bits):
+            sizes[f"codes{plane.suffix}"] = aligned(int(tile_offsets(kept, plane)[-1])) + SLACK
+        return sum(sizes.values())
+
+    def pack(self, codes: Codes, *, pattern: Pattern) -> PackedTensor:
+        """Lay the codes out.
+
+        Raises:
+            FormatError: The codes have another number of bits, or a plane exceeds 4 GiB.
+        """
+        check_codes(codes, name=self.name, bits=self.bits)
+        shape = matrix_shape(codes.shape)
+        keep = to_cells(codes.keep_mask.reshape(shape))
+        unsigned = codes.values.view(np.uint16 if self.bits == 16 else np.uint8)
+        cells = to_cells(unsigned.reshape(shape).astype(np.uint16))
+        buffers: dict[str, NDArray[np.generic]] = {"mask": pad_buffer(pack_mask(keep).reshape(-1))}
+        for plane in planes(self.bits):
+            packed, offsets = pack_streams(cells, keep, plane)
+            if offsets[-1] > np.iinfo(np.uint32).max:
+                raise FormatError(
+                    f"{self.name}: {int(offsets[-1])} bytes of codes in one tensor of shape "
+                    f"{codes.shape}; offsets end at 4 GiB, split the tensor"
+                )
+            buffers[f"offsets{plane.suffix}"] = pad_buffer(offsets.astype(np.uint32))
+            buffers[f"codes{plane.suffix}"] = packed
+        if self.bits != 16:
+            buffers["scales"] = tile_scales(codes.scales)
+        spec = self.spec(group_size=codes.group_size, pattern=pattern)
+        return PackedTensor(spec=spec, shape=codes.shape, buffers=buffers)
+
+    def check(self, packed: PackedTensor) -> None:
+        """Check everything a kernel relies on, once, when a pack is opened.
+
+        After it no kernel can read outside of the buffers, whatever their bytes: the mask says
+        how many codes each tile has, and the offsets and lengths agree with it.
+
+        Raises:
+            FormatError: Another format or version.
+            CorruptPack: The buffers contradict the spec, the shape or each other.
+        """
+        check_spec(packed.spec, name=self.name, version=self.version, bits=self.bits)
+        rows, columns = check_shape(packed)
+        expected = self._fixed_nbytes(packed.spec, rows, columns)
+        check_names(packed, expected)
+        words = check_buffer(packed, "mask", np.uint64, expected["mask"]).view(np.uint64)
+        cells = tiles(rows) * quads(columns)
+        if words[cells:].any():
+            raise CorruptPack(f"{self.name}: mask words after the last tile are not zero")
+        kept = popcounts(words[:cells].reshape(tiles(rows), quads(columns)))
+        for plane in planes(self.bits):
+            self._check_plane(packed, plane, kept, expected[f"offsets{plane.suffix}"])
+        if self.bits != 16:
+            check_scales(packed, rows, packed.spec.groups(columns), tiles(rows))
+
+    def unpack(self, packed: PackedTensor) -> Codes:
+        """Read the codes back; the inverse of ``pack``.
+
+        Raises:
+            CorruptPack: The buffers contradict the spec, the shape or each other, or something
+                is stored where nothing belongs.
+        """
+        self.check(packed)
+        rows, columns = matrix_shape(packed.shape)
+        cells = (tiles(rows), quads(columns))
+        words = packed.require("mask", np.uint64).view(np.uint64)[: cells[0] * cells[1]]
+        keep = unpack_mask(words.reshape(cells))
+        mask = from_cells(keep, rows, columns)
+        if np.count_nonzero(mask) != np.count_nonzero(keep):
+            raise CorruptPack(f"{self.name}: the mask keeps weights outside of {packed.shape}")
+        lanes = np.zeros(keep.shape, np.uint16)
+        for plane in planes(self.bits):
+            lanes |= self._unpack_plane(packed, plane, keep)
+        groups = packed.spec.groups(columns)
+        scales = np.zeros((rows, 0), np.float16)
+        if self.bits != 16:
+            stored = packed.require("scales", np.float16).view(np.float16)
+            scales = untile_scales(stored, rows, groups)
+        return Codes(
+            values=self._values(from_cells(lanes, rows, columns), mask).reshape(packed.shape),
+            scales=scales,
+            keep_mask=mask.reshape(packed.shape),
+            bits=self.bits,
+            group_size=packed.spec.group_size,
+        )
+
+    def _fixed_nbytes(self, spec: FormatSpec, rows: int, columns: int) -> dict[str, int]:
+        """Return the buffers in their stored order; 0 for codes, which depend on the mask."""
+        sizes = {"mask": aligned(8 * tiles(rows) * quads(columns))}
+        for plane in planes(self.bits):
+            sizes[f"offsets{plane.suffix}"] = aligned(4 * (tiles(rows) + 1))
+            sizes[f"codes{plane.suffix}"] = 0
+        if self.bits != 16:
+            sizes["scales"] = aligned(2 * tiles(rows) * TILE_ROWS * spec.groups(columns))
+        return sizes
+
+    def _check_plane(
+        self, packed: PackedTensor, plane: Plane, kept: NDArray[np.int64], nbytes: int
+    ) -> None:
+        """Check one plane's offsets and length against the mask's ``kept`` codes by quad."""
+        name = f"offsets{plane.suffix}"
+        offsets = check_buffer(packed, name, np.uint32, nbytes).view(np.uint32)
+        expected = tile_offsets(kept, plane)
+        if not np.array_equal(offsets[: len(expected)], expected) or offsets[len(expected) :].any():
+            raise CorruptPack(
+                f"{self.name}: {name!r} does not follow from the mask of a weight of shape "
+                f"{packed.shape}; the file is damaged, compress again"
+            )
+        length = aligned(int(expected[-1])) + SLACK
+        check_buffer(packed, f"codes{plane.suffix}", np.uint8, length)
+
+    def _unpack_plane(
+        self, packed: PackedTensor, plane: Plane, keep: NDArray[np.bool_]
+    ) -> NDArray[np.uint16]:
+        """Return one plane's part of every code, [tiles, quads, 64]."""
+        buffer = packed.require(f"codes{plane.suffix}", np.uint8).view(np.uint8)
+        stored = packed.require(f"offsets{plane.suffix}", np.uint32)[: len(keep) + 1]
+        cells, clean = unpack_streams(buffer, stored.astype(np.int64), keep, plane)
+        if not clean:
+            raise CorruptPack(f"{self.name}: bits that belong to no code are not zero")
+        return cells
+
+    def _values(
+        self, lanes: NDArray[np.uint16], mask: NDArray[np.bool_]
+    ) -> NDArray[np.int8] | NDArray[np.float16]:
+        """Return unsigned codes as int8 codes or float16 values."""
+        if self.bits == 16:
+            values = lanes.view(np.float16)
+            if not np.all(np.isfinite(values)):
+                raise CorruptPack(f"{self.name}: a value is not finite")
+            return values
+        sign = np.uint8(1 << (self.bits - 1))
+        signed = (lanes.astype(np.uint8) ^ sign) - sign
+        return np.where(mask, signed, 0).astype(np.uint8).view(np.int8)
+
+
+BITMASK2, BITMASK3, BITMASK4 = Bitmask(2), Bitmask(3), Bitmask(4)
+BITMASK8, BITMASK16 = Bitmask(8), Bitmask(16)

@@ -1,0 +1,155 @@
+"""dense: every code stored, 16-row tiles, no mask; byte map in dense.md.
+
+A removed weight is stored as code 0 and read back as a kept one: this layout is chosen when a mask
+would cost more bytes than it saves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from edgesparse_kernels.layout import CELL, TILE_ROWS, aligned, quads, tiles
+from numpy.typing import NDArray
+
+from edgesparse.errors import CorruptPack
+from edgesparse.formats.checks import (
+    check_buffer,
+    check_codes,
+    check_names,
+    check_scales,
+    check_shape,
+    check_spec,
+)
+from edgesparse.formats.planes import Plane, planes
+from edgesparse.formats.tiles import from_cells, pad_buffer, tile_scales, to_cells, untile_scales
+from edgesparse.packed import Codes, FormatSpec, PackedTensor, matrix_shape
+from edgesparse.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The dense layout with codes of ``bits`` bits: 2, 3, 4 or 8."""
+
+    bits: int
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        """Row of the format registry."""
+        return f"dense{self.bits}"
+
+    def spec(self, *, group_size: int, pattern: Pattern) -> FormatSpec:
+        """Return the spec of this format with these parameters."""
+        return FormatSpec(
+            name=self.name,
+            version=self.version,
+            bits=self.bits,
+            group_size=group_size,
+            pattern=pattern,
+            scale_dtype="float16",
+        )
+
+    def predict_nbytes(self, spec: FormatSpec, shape: tuple[int, ...]) -> dict[str, int]:
+        """Return the bytes of each buffer; exact, they depend on the shape alone."""
+        rows, columns = matrix_shape(shape)
+        cells = tiles(rows) * quads(columns)
+        sizes = {
+            f"codes{plane.suffix}": aligned(cells * CELL // plane.streams)
+            for plane in planes(self.bits)
+        }
+        sizes["scales"] = aligned(2 * tiles(rows) * TILE_ROWS * spec.groups(columns))
+        return sizes
+
+    def nbytes(self, spec: FormatSpec, keep_mask: NDArray[np.bool_]) -> int:
+        """Return the exact bytes of a weight with this mask."""
+        return sum(self.predict_nbytes(spec, keep_mask.shape).values())
+
+    def pack(self, codes: Codes, *, pattern: Pattern) -> PackedTensor:
+        """Lay the codes out.
+
+        Raises:
+            FormatError: The codes have another number of bits.
+        """
+        check_codes(codes, name=self.name, bits=self.bits)
+        matrix = codes.values.view(np.uint8).reshape(matrix_shape(codes.shape))
+        cells = to_cells(matrix)
+        buffers: dict[str, NDArray[np.generic]] = {
+            f"codes{plane.suffix}": pad_buffer(_pack_plane(cells, plane))
+            for plane in planes(self.bits)
+        }
+        buffers["scales"] = tile_scales(codes.scales)
+        spec = self.spec(group_size=codes.group_size, pattern=pattern)
+        return PackedTensor(spec=spec, shape=codes.shape, buffers=buffers)
+
+    def check(self, packed: PackedTensor) -> None:
+        """Check everything a kernel relies on, once, when a pack is opened.
+
+        Raises:
+            FormatError: Another format or version.
+            CorruptPack: The buffers contradict the spec or the shape.
+        """
+        check_spec(packed.spec, name=self.name, version=self.version, bits=self.bits)
+        rows, columns = check_shape(packed)
+        expected = self.predict_nbytes(packed.spec, packed.shape)
+        check_names(packed, expected)
+        for plane in planes(self.bits):
+            name = f"codes{plane.suffix}"
+            check_buffer(packed, name, np.uint8, expected[name])
+        check_scales(packed, rows, packed.spec.groups(columns), tiles(rows))
+
+    def unpack(self, packed: PackedTensor) -> Codes:
+        """Read the codes back; every weight is kept.
+
+        Raises:
+            CorruptPack: The buffers contradict the spec or the shape, or padding is not zero.
+        """
+        self.check(packed)
+        rows, columns = matrix_shape(packed.shape)
+        cells = np.zeros((tiles(rows), quads(columns), CELL), np.uint8)
+        for plane in planes(self.bits):
+            buffer = packed.require(f"codes{plane.suffix}", np.uint8).view(np.uint8)
+            used = cells.size // plane.streams
+            if buffer[used:].any():
+                raise CorruptPack(f"{self.name}: bytes after the last tile are not zero")
+            cells |= _unpack_plane(
+                buffer[:used].reshape(len(cells), cells.shape[1] // plane.streams, CELL), plane
+            )
+        values = from_cells(cells, rows, columns)
+        if np.count_nonzero(cells) != np.count_nonzero(values):
+            raise CorruptPack(f"{self.name}: a code outside of {packed.shape} is not zero")
+        sign = np.uint8(1 << (self.bits - 1))
+        return Codes(
+            values=((values ^ sign) - sign).view(np.int8).reshape(packed.shape),
+            scales=untile_scales(
+                packed.require("scales", np.float16).view(np.float16),
+                rows,
+                packed.spec.groups(columns),
+            ),
+            keep_mask=np.ones(packed.shape, np.bool_),
+            bits=self.bits,
+            group_size=packed.spec.group_size,
+        )
+
+
+def _pack_plane(cells: NDArray[np.uint8], plane: Plane) -> NDArray[np.uint8]:
+    """Return one plane of ``cells`` [tiles, quads, 64], flat."""
+    split = cells.reshape(len(cells), cells.shape[1] // plane.streams, plane.streams, CELL)
+    low_bits = np.uint8((1 << plane.width) - 1)
+    packed = np.zeros((split.shape[0], split.shape[1], CELL), np.uint8)
+    for j in range(plane.streams):
+        packed |= ((split[:, :, j] >> np.uint8(plane.shift)) & low_bits) << np.uint8(
+            plane.width * j
+        )
+    return packed.reshape(-1)
+
+
+def _unpack_plane(packed: NDArray[np.uint8], plane: Plane) -> NDArray[np.uint8]:
+    """Return the plane's part of every code; the inverse of ``_pack_plane``."""
+    low_bits = np.uint8((1 << plane.width) - 1)
+    shifts = np.arange(plane.streams, dtype=np.uint8) * np.uint8(plane.width)
+    split = ((packed[:, :, None] >> shifts[:, None]) & low_bits) << np.uint8(plane.shift)
+    return split.reshape(len(packed), packed.shape[1] * plane.streams, CELL)
+
+
+DENSE2, DENSE3, DENSE4, DENSE8 = Dense(2), Dense(3), Dense(4), Dense(8)
