@@ -217,6 +217,14 @@ class Format(Protocol):
             FormatError: The codes do not fit this format.
         """
 
+    def check(self, packed: PackedTensor) -> None:
+        """Check, without decoding, everything that kernels rely on; fast enough for every load.
+
+        Raises:
+            FormatError: A version this program does not read.
+            CorruptPack: The buffers contradict the spec, the shape or each other.
+        """
+
     def unpack(self, packed: PackedTensor) -> Codes:
         """Read the codes back; the inverse of ``pack``, checked against damage.
 

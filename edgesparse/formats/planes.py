@@ -55,14 +55,16 @@ def planes(bits: int) -> tuple[Plane, ...]:
 def popcounts(words: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the number of set bits of each word, shape of ``words``."""
     by_byte = _POPCOUNT[words.reshape(-1).view(np.uint8)].reshape(*words.shape, 8)
-    return np.sum(by_byte, axis=-1, dtype=np.int64)
+    counts: NDArray[np.int64] = np.sum(by_byte, axis=-1, dtype=np.int64)
+    return counts
 
 
 def stream_lengths(kept: NDArray[np.int64], plane: Plane) -> NDArray[np.int64]:
     """Return the codes of each stream, [tiles, streams], from the kept codes [tiles, quads]."""
     tiles, quads = kept.shape
     by_stream = kept.reshape(tiles, quads // plane.streams, plane.streams)
-    return np.sum(by_stream, axis=1, dtype=np.int64)
+    lengths: NDArray[np.int64] = np.sum(by_stream, axis=1, dtype=np.int64)
+    return lengths
 
 
 def tile_offsets(kept: NDArray[np.int64], plane: Plane) -> NDArray[np.int64]:
@@ -116,7 +118,8 @@ def _positions(
     lengths = chosen.sum(axis=(1, 2), dtype=np.int64)
     begins = np.cumsum(lengths) - lengths
     shift = offsets[:-1] // plane.code_nbytes - begins
-    return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(shift, lengths)
+    where: NDArray[np.int64] = np.arange(int(lengths.sum())) + np.repeat(shift, lengths)
+    return where
 
 
 def pack_mask(keep: NDArray[np.bool_]) -> NDArray[np.uint64]:

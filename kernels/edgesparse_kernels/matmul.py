@@ -1,0 +1,123 @@
+"""Compute from a packed matrix: multiply, decode, look rows up.
+
+float32 activations: the results equal the decoded weights' up to the order of summation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesparse_kernels import _jit, reference
+from edgesparse_kernels.layout import quads
+from edgesparse_kernels.matrix import PackedMatrix
+
+
+def matmul(
+    x: NDArray[np.float32], matrix: PackedMatrix, *, out: NDArray[np.float32], threads: int = 1
+) -> None:
+    """Write ``x @ weights.T`` into ``out``.
+
+    Args:
+        x: float32 [M, K], rows contiguous.
+        matrix: N by K.
+        out: float32 [M, N], rows contiguous.
+        threads: How many threads share the rows of the matrix.
+    """
+    _expect(x, (len(x), matrix.columns), "x")
+    _expect(out, (len(x), matrix.rows), "out")
+    if not _jit.is_enabled():
+        out[:] = reference.matmul(x, matrix)
+        return
+    from edgesparse_kernels import generic
+
+    loop = generic.matmul if threads == 1 else generic.matmul_parallel
+    loop(*_arguments(matrix), x, threads, out)
+
+
+def matvec(
+    x: NDArray[np.float32], matrix: PackedMatrix, *, out: NDArray[np.float32], threads: int = 1
+) -> None:
+    """Write ``weights @ x`` into ``out``, for x float32 [K] and out float32 [N]."""
+    matmul(x[None], matrix, out=out[None], threads=threads)
+
+
+def decode(matrix: PackedMatrix, *, out: NDArray[np.float32], threads: int = 1) -> None:
+    """Write the weights into ``out``, float32 [N, K]."""
+    embedding(np.arange(matrix.rows, dtype=np.int64), matrix, out=out, threads=threads)
+
+
+def embedding(
+    indices: NDArray[np.int64],
+    matrix: PackedMatrix,
+    *,
+    out: NDArray[np.float32],
+    threads: int = 1,
+) -> None:
+    """Write the rows ``indices`` into ``out``.
+
+    Args:
+        indices: int64 [M], each in [0, N).
+        matrix: N by K.
+        out: float32 [M, K], rows contiguous.
+        threads: How many threads share the rows.
+
+    Raises:
+        IndexError: An index is outside of the matrix.
+    """
+    _expect(out, (len(indices), matrix.columns), "out")
+    if indices.size and (indices.min() < 0 or indices.max() >= matrix.rows):
+        raise IndexError(
+            f"row {indices.min()} or {indices.max()} is not in a matrix of {matrix.rows}"
+        )
+    if not _jit.is_enabled():
+        out[:] = reference.decode(matrix)[indices]
+        return
+    from edgesparse_kernels import generic
+
+    loop = generic.decode_rows if threads == 1 else generic.decode_rows_parallel
+    loop(*_arguments(matrix), indices, threads, out)
+
+
+Arguments = tuple[
+    tuple[int, int, int, int, int, int],
+    NDArray[np.uint64],
+    NDArray[np.uint8],
+    NDArray[np.uint32],
+    NDArray[np.uint8],
+    NDArray[np.uint32],
+    NDArray[np.uint16],
+]
+
+
+def _arguments(matrix: PackedMatrix) -> Arguments:
+    """Return what the loops of ``generic`` take first."""
+    geometry = (
+        matrix.rows,
+        matrix.columns,
+        matrix.bits,
+        matrix.group_size,
+        matrix.groups,
+        quads(matrix.columns),
+    )
+    return (
+        geometry,
+        matrix.mask,
+        matrix.codes,
+        matrix.offsets,
+        matrix.codes_high,
+        matrix.offsets_high,
+        matrix.scales,
+    )
+
+
+def _expect(array: NDArray[np.float32], shape: tuple[int, int], name: str) -> None:
+    """Check an array a kernel will index without looking.
+
+    Raises:
+        ValueError: It has another type, shape or layout.
+    """
+    if array.dtype != np.float32 or array.shape != shape or not array.flags.c_contiguous:
+        raise ValueError(
+            f"{name} is {array.dtype} {array.shape}, expected contiguous float32 {shape}"
+        )

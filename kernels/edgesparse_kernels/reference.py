@@ -1,0 +1,70 @@
+"""The plain NumPy version of everything: slow, short, and what every kernel must equal."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesparse_kernels.layout import CELL, PLANES, QUAD, TILE_ROWS, quads, streams, tiles
+from edgesparse_kernels.matrix import PackedMatrix
+
+
+def decode(matrix: PackedMatrix) -> NDArray[np.float32]:
+    """Return the weights, float32 [N, K]."""
+    codes = decode_codes(matrix)
+    if matrix.bits == 16:
+        return codes.astype(np.uint16).view(np.float16).astype(np.float32)
+    used = tiles(matrix.rows) * matrix.groups * TILE_ROWS
+    stored = matrix.scales[:used].view(np.float16).astype(np.float32)
+    by_row = stored.reshape(tiles(matrix.rows), matrix.groups, TILE_ROWS).transpose(0, 2, 1)
+    scales = by_row.reshape(tiles(matrix.rows) * TILE_ROWS, matrix.groups)[: matrix.rows]
+    group = np.arange(matrix.columns) // matrix.group_size
+    weights: NDArray[np.float32] = codes.astype(np.float32) * scales[:, group]
+    return weights
+
+
+def decode_codes(matrix: PackedMatrix) -> NDArray[np.int32]:
+    """Return the codes, int32 [N, K]: signed, or the words of float16 values."""
+    count, width = tiles(matrix.rows), quads(matrix.columns)
+    cells = np.zeros((count, width, CELL), np.int32)
+    for tile in range(count):
+        keep = _keep(matrix, tile, width)
+        shift = 0
+        for plane, bits in enumerate(PLANES[matrix.bits]):
+            cells[tile] |= _plane(matrix, tile, plane, bits, keep) << shift
+            shift += bits
+        if matrix.bits < 16:
+            sign = 1 << (matrix.bits - 1)
+            cells[tile] = np.where(keep, (cells[tile] ^ sign) - sign, 0)
+    lanes = cells.reshape(count, width, TILE_ROWS, QUAD).transpose(0, 2, 1, 3)
+    return lanes.reshape(count * TILE_ROWS, width * QUAD)[: matrix.rows, : matrix.columns]
+
+
+def matmul(x: NDArray[np.float32], matrix: PackedMatrix) -> NDArray[np.float32]:
+    """Return ``x @ weights.T``, float32 [M, N], for x of shape [M, K]."""
+    product: NDArray[np.float32] = x @ decode(matrix).T
+    return product
+
+
+def _keep(matrix: PackedMatrix, tile: int, width: int) -> NDArray[np.bool_]:
+    """Return which lanes of a tile are stored, [quads, 64]."""
+    if matrix.is_dense:
+        return np.ones((width, CELL), np.bool_)
+    words = matrix.mask[tile * width : (tile + 1) * width]
+    bits: NDArray[np.bool_] = (words[:, None] >> np.arange(CELL, dtype=np.uint64)) % 2 == 1
+    return bits
+
+
+def _plane(
+    matrix: PackedMatrix, tile: int, plane: int, width: int, keep: NDArray[np.bool_]
+) -> NDArray[np.int32]:
+    """Return one plane's part of the codes of a tile, int32 [quads, 64]."""
+    stored = matrix.codes_high if plane else matrix.codes
+    begin = int(matrix.tile_begins(plane)[tile])
+    words = stored.view(np.uint16)[begin // 2 :] if width == 16 else stored[begin:]
+    part = np.zeros(keep.shape, np.int32)
+    for j in range(streams(width)):
+        chosen = keep[j :: streams(width)]
+        codes = words[: np.count_nonzero(chosen)].astype(np.int32) >> (width * j)
+        part[j :: streams(width)][chosen] = codes & ((1 << width) - 1)
+    return part
