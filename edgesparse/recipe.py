@@ -15,6 +15,8 @@ from edgesparse.model import TensorInfo, TensorKind
 from edgesparse.packed import ALL_BITS
 from edgesparse.pattern import DENSE, Pattern
 
+ADJUSTABLE = frozenset({"bits", "group_size", "sparsity"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
@@ -28,6 +30,8 @@ class Rule:
         bits: 2, 3, 4 or 8 for codes with scales, 16 for float16 values.
         group_size: Columns per scale; 0 is one scale per row.
         quantizer: Row of the quantizer registry; used when bits < 16.
+        adjustable: Which of ``bits``, ``group_size`` and ``sparsity`` the planner may change to
+            meet a budget: those nobody asked for. In a recipe file, the keys left out.
     """
 
     kind: TensorKind | None = None
@@ -37,8 +41,13 @@ class Rule:
     bits: int = 16
     group_size: int = 128
     quantizer: str = "gptq"
+    adjustable: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        if unknown := sorted(self.adjustable - ADJUSTABLE):
+            raise RecipeError(
+                f"adjustable names {unknown[0]!r}; known: {', '.join(sorted(ADJUSTABLE))}"
+            )
         if self.bits not in ALL_BITS:
             raise RecipeError(f"bits is {self.bits}, expected one of {ALL_BITS}")
         if self.group_size and (self.group_size < 8 or self.group_size % 8):
@@ -119,6 +128,7 @@ def rule_to_json(rule: Rule) -> dict[str, Any]:
         "bits": rule.bits,
         "group_size": rule.group_size,
         "quantizer": rule.quantizer,
+        "adjustable": sorted(rule.adjustable),
     }
 
 
@@ -130,7 +140,8 @@ def _rule(table: Any, where: str) -> Rule:
     if not isinstance(table, dict):
         raise RecipeError(f"{where}: expected a table, found {table!r}")
     table = dict(table)
-    match = table.pop("match", {})
+    given = {"sparsity" if key == "pattern" else key for key in table}
+    match, adjustable = table.pop("match", {}), table.pop("adjustable", ADJUSTABLE - given)
     pattern, sparsity = table.pop("pattern", "unstructured"), table.pop("sparsity", 0.0)
     unknown = sorted(set(table) - _OPTIONS) + sorted(set(match) - {"kind", "name"})
     if unknown:
@@ -142,6 +153,7 @@ def _rule(table: Any, where: str) -> Rule:
             kind=kind,
             name=match.get("name"),
             pattern=Pattern.parse(pattern, sparsity=float(sparsity)),
+            adjustable=frozenset(adjustable),
             **table,
         )
     except RecipeError as error:
