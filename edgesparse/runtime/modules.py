@@ -12,12 +12,12 @@ A packed parameter is found by every name it has; tied names share one payload.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import cast
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from edgesparse.capture.assemble import place
 from edgesparse.errors import SourceError
 from edgesparse.model import CompressedModel
 from edgesparse.packed import PackedTensor
@@ -54,7 +54,7 @@ def build_decoded(compressed: CompressedModel, *, dtype: torch.dtype = torch.flo
     module = compressed.captured.skeleton()
     for name, packed in compressed.packed.items():
         value = torch.from_numpy(packed.decode()).to(dtype)
-        _place(module, _names(compressed, name), value)
+        place(module, _names(compressed, name), value)
     return _finish(module, compressed, dtype)
 
 
@@ -93,7 +93,7 @@ def _finish(module: nn.Module, compressed: CompressedModel, dtype: torch.dtype) 
     """Place the kept tensors, as ``dtype`` where they float; check that all have a value."""
     for name, tensor in compressed.kept.items():
         value = tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
-        _place(module, _names(compressed, name), value)
+        place(module, _names(compressed, name), value)
     left = [name for name, tensor in _state(module) if tensor.is_meta]
     if left:
         raise SourceError(
@@ -125,19 +125,3 @@ def _owners(module: nn.Module, names: tuple[str, ...]) -> Iterator[tuple[nn.Modu
         if (id(owner), leaf) not in seen:
             seen.add((id(owner), leaf))
             yield owner, leaf
-
-
-def _place(module: nn.Module, names: tuple[str, ...], value: Tensor) -> None:
-    """Set one value under all of its names, as the parameter or buffer the structure has there."""
-    parameter = nn.Parameter(value, requires_grad=False)
-    for owner, leaf in _owners(module, names):
-        places = cast(Mapping[str, Tensor | None], owner._parameters | owner._buffers)
-        expected = places.get(leaf)
-        if expected is None or expected.shape != value.shape:
-            found = "nothing" if expected is None else f"shape {tuple(expected.shape)}"
-            raise SourceError(
-                f"{names[0]}: stored with shape {tuple(value.shape)}, but the structure has "
-                f"{found} there; the model's code changed since it was compressed"
-            )
-        # setattr rather than the dictionary: recurrent modules keep a second list of weights.
-        setattr(owner, leaf, parameter if leaf in owner._parameters else value)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgesparse.formats.operand import open_matrix
 from edgesparse.packed import Codes, PackedTensor
+from edgesparse.runtime.ops import decode, packed_arguments
 
 
 class DecodedSlot:
@@ -29,7 +28,7 @@ class DecodedSlot:
         """Return ``packed`` decoded to float32, from the slot if it is the last one asked for."""
         if self._weight is None or self._name != name:
             self._weight = None  # before decoding, so that two are never held
-            self._weight, self._name = torch.from_numpy(packed.decode()), name
+            self._weight, self._name = decode(open_matrix(packed)).reshape(packed.shape), name
         return self._weight
 
 
@@ -48,6 +47,8 @@ class PackedPayload(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.packed, self.slot, self.dtype = name, packed, slot, dtype
+        # Not registered as buffers: casting the module must not touch packed bytes.
+        self._arguments = packed_arguments(packed)
 
     def weight(self) -> Tensor:
         """Return the whole weight, decoded."""
@@ -55,11 +56,19 @@ class PackedPayload(nn.Module):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return ``x @ weight.T + bias``, x of shape (..., K)."""
-        return functional.linear(x, self.weight(), bias)
+        own = self._arguments
+        product: Tensor = torch.ops.edgesparse.linear(
+            x, own.buffers, own.format, own.shape, own.group_size, bias
+        )
+        return product
 
     def embedding(self, indices: Tensor) -> Tensor:
         """Return the rows ``indices``, shape (*indices.shape, K)."""
-        return functional.embedding(indices, self.weight())
+        own = self._arguments
+        rows: Tensor = torch.ops.edgesparse.embedding(
+            indices, own.buffers, own.format, own.shape, own.group_size
+        )
+        return rows.to(self.dtype)
 
 
 class ExportablePayload(nn.Module):
@@ -83,9 +92,9 @@ class ExportablePayload(nn.Module):
         mask = codes.keep_mask
         # An empty mask says "all kept": a converter then writes no mask at all.
         mask = np.zeros(0, np.bool_) if mask.all() else mask
-        self.register_buffer("codes", as_tensor(values))
-        self.register_buffer("keep_mask", as_tensor(mask))
-        self.register_buffer("scales", as_tensor(codes.scales.astype(np.float32)))
+        self.register_buffer("codes", torch.tensor(values))
+        self.register_buffer("keep_mask", torch.tensor(mask))
+        self.register_buffer("scales", torch.tensor(codes.scales.astype(np.float32)))
 
     def weight(self) -> Tensor:
         """Return the weight, shape as captured."""
@@ -106,10 +115,3 @@ class ExportablePayload(nn.Module):
     def embedding(self, indices: Tensor) -> Tensor:
         """Return the rows ``indices``, shape (*indices.shape, K)."""
         return functional.embedding(indices, self.weight())
-
-
-def as_tensor(array: NDArray[np.generic]) -> Tensor:
-    """Return a tensor on the same memory; of a read-only array it must not be written."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(array)
