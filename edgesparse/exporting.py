@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -55,6 +55,10 @@ class Artifact:
     lowering: Mapping[str, str] = field(default_factory=dict)
     peak_nbytes: int | None = None
     notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every field as JSON values."""
+        return {**asdict(self), "path": str(self.path)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +140,16 @@ class Verdict:
     def ok(self) -> bool:
         """Whether every layer and every output is within its tolerance, and there was any."""
         return bool(self.outputs) and all(check.ok for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every field as JSON values, and what was concluded from them."""
+        return {
+            **asdict(self),
+            "path": str(self.path),
+            "layers": [{**asdict(c), "equal": c.equal, "ok": c.ok} for c in self.layers],
+            "outputs": [{**asdict(check), "ok": check.ok} for check in self.outputs],
+            "ok": self.ok,
+        }
 
     def __str__(self) -> str:
         equal = sum(layer.equal for layer in self.layers)
@@ -235,13 +249,11 @@ def export(
     if path is None:
         raise UsageError("export needs a path to write to")
     path = Path(path)
-    target = target or target_of(path)
-    exporter = _exporter(target)
-    if path.suffix != exporter.suffix:
-        raise UsageError(f"{path}: a file for {target} ends in {exporter.suffix}")
+    target = check_output(target, path, force=force)
+    exporter = EXPORTERS.get(target)
     _refuse_unknown_formats(compressed, target, exporter)
     limits = budget or (compressed.plan.budget if compressed.plan.target == target else Budget())
-    with _replacing(path, force=force) as temporary:
+    with _replacing(path) as temporary:
         written = exporter.export(compressed, temporary, **options)
         broken = _broken_limits(written, limits)
         if broken and not keep:
@@ -250,6 +262,21 @@ def export(
     if broken:
         raise BudgetExceeded(f"{_over_budget(compressed, artifact, broken)}; kept at {path}")
     return artifact
+
+
+def check_output(target: str | None, path: Path, *, force: bool) -> str:
+    """Return the target to write ``path`` for, knowing that nothing is in the way.
+
+    Cheap, so that a caller can fail before any model is opened. Arguments and errors are those of
+    ``export``.
+    """
+    target = target or target_of(path)
+    exporter = _exporter(target)
+    if path.suffix != exporter.suffix:
+        raise UsageError(f"{path}: a file for {target} ends in {exporter.suffix}")
+    if path.exists() and not force:
+        raise OutputExists(f"{path} exists; --force replaces it")
+    return target
 
 
 def validate(
@@ -326,7 +353,7 @@ def nbytes_on_disk(path: Path) -> int:
     return path.stat().st_size
 
 
-def check_output(
+def compare_output(
     name: str, value: NDArray[Any], reference: NDArray[Any], *, tolerance: float
 ) -> OutputCheck:
     """Compare one output of an artifact with the packed model's.
@@ -400,10 +427,8 @@ def _over_budget(compressed: CompressedModel, artifact: Artifact, broken: list[s
 
 
 @contextmanager
-def _replacing(path: Path, *, force: bool) -> Iterator[Path]:
+def _replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path of the same name; move it to ``path`` if the block ends well."""
-    if path.exists() and not force:
-        raise OutputExists(f"{path} exists; --force replaces it")
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
         temporary = Path(folder) / path.name

@@ -100,6 +100,7 @@ def compare(
     models: Sequence[CapturedModel | CompressedModel],
     *,
     text: str | Path | None = None,
+    tokens: Tensor | None = None,
     inputs: Sequence[Mapping[str, Any]] | None = None,
     window: int = 512,
     max_windows: int | None = None,
@@ -107,18 +108,20 @@ def compare(
 ) -> list[Evaluation]:
     """Measure several models of one source with a single pass of the dense model.
 
-    Arguments and errors are those of ``evaluate``.
+    Arguments and errors are those of ``evaluate``; ``tokens`` are ready windows in place of a text,
+    int64 of shape (windows, tokens).
     """
     captured = _captured(models[0])
-    if text is not None and inputs is not None:
-        raise UsageError("give either a text or inputs, not both")
+    if sum(given is not None for given in (text, tokens, inputs)) > 1:
+        raise UsageError("give either a text, tokens or inputs")
     modules = [_module(model) for model in models]
     dense, note = _dense(models[0])
-    if text is None:
+    if text is None and tokens is None:
         chosen = list(inputs) if inputs is not None else [captured.example_inputs]
         outcomes = _compare_outputs(dense, modules, chosen)
     else:
-        windows = _windows(captured, text, window, max_windows)
+        windows = _windows(captured, text, window, max_windows) if text is not None else tokens
+        assert windows is not None
         outcomes = _compare_text(captured, dense, modules, windows, progress)
     return [
         replace(outcome, note=note, nbytes=model.nbytes,

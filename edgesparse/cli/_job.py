@@ -1,0 +1,103 @@
+"""The work that ``compress`` and ``demo`` share: carry a plan out, measure it, print the result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgesparse.cli._calibration import Data
+from edgesparse.cli._console import remark, show, working
+
+if TYPE_CHECKING:
+    from edgesparse.model import CapturedModel, CompressedModel
+    from edgesparse.planner import Plan
+    from edgesparse.report.comparison import Comparison
+
+
+def carry_out(
+    captured: CapturedModel, plan: Plan, data: Data, *, compare: bool, **solver: Any
+) -> tuple[CompressedModel, Comparison | None]:
+    """Compress by ``plan`` and, when asked to compare, by its equal-byte alternative too.
+
+    Args:
+        captured: The model.
+        plan: What to do.
+        data: What to calibrate and to measure on.
+        compare: Measure the result against the dense model and the alternative.
+        **solver: Options of ``edgesparse.compression.compress``.
+
+    Returns:
+        The model, with the comparison in its metadata, and the comparison.
+    """
+    from edgesparse.compression import compress, compress_dense_alternative
+
+    with working("compressing") as step:
+        compressed = compress(
+            captured, plan, data.calibration, progress=lambda p: step(p.done, p.total), **solver
+        )
+    if not compare:
+        return compressed, None
+    with working("the equal-byte dense alternative") as step:
+        alternative = compress_dense_alternative(
+            captured, plan, data.calibration, progress=lambda p: step(p.done, p.total), **solver
+        )
+    comparison = _measure(captured, compressed, alternative, data)
+    metadata = {**compressed.metadata, "evaluation": comparison.to_json()}
+    return replace(compressed, metadata=metadata), comparison
+
+
+def _measure(
+    captured: CapturedModel,
+    compressed: CompressedModel,
+    alternative: CompressedModel | None,
+    data: Data,
+) -> Comparison:
+    from edgesparse.report.comparison import measure
+
+    with working("measuring") as progress:
+        return measure(
+            captured, compressed, alternative, measured_on=data.measured_on,
+            progress=progress, **data.measure,
+        )  # fmt: skip
+
+
+def show_plan(captured: CapturedModel, plan: Plan, data: Data) -> None:
+    """Print what will be done before it takes time."""
+    from edgesparse.report.tables import budget_line, title
+
+    show(title(captured), budget_line(plan))
+    for note in plan.notes:
+        show(f"note: {note}")
+    remark(f"calibrated on {data.calibrated_on}")
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Print the table of dense, compressed and equal-byte alternative."""
+    from edgesparse.report.tables import comparison_table
+
+    show("", comparison_table(comparison), f"measured on {comparison.measured_on}", "")
+
+
+def show_hints(comparison: Comparison | None) -> None:
+    """Print what the numbers advise."""
+    from edgesparse.report.comparison import hints
+
+    for hint in hints(comparison) if comparison else []:
+        show(f"hint: {hint}")
+
+
+def summary(
+    compressed: CompressedModel, comparison: Comparison | None, path: Path
+) -> dict[str, Any]:
+    """Return the JSON form of a compression."""
+    return {
+        "path": str(path),
+        "nbytes": compressed.nbytes,
+        "file_nbytes": (path / "weights.safetensors").stat().st_size,
+        "predicted_nbytes": compressed.plan.nbytes,
+        "bits_per_weight": compressed.bits_per_weight,
+        "sparsity": compressed.sparsity,
+        "notes": list(compressed.plan.notes),
+        "evaluation": None if comparison is None else comparison.to_json(),
+    }

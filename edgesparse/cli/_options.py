@@ -1,0 +1,165 @@
+"""Options that several verbs share, and the recipe they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgesparse.budget import Budget
+from edgesparse.cli._console import Verbosity
+from edgesparse.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgesparse.recipe import Recipe, Rule
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_BITS = 4
+DEFAULT_GROUP_SIZE = 128
+DEFAULT_EMBEDDING_BITS = 8
+EMBEDDING_GROUP_SIZE = 32
+
+
+class BudgetType(click.ParamType[Budget]):
+    """``file=2.2MB,peak=12MB`` or a bare size."""
+
+    name = "budget"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Budget:
+        """Parse the text; a mistake is a usage error that names the option."""
+        try:
+            return value if isinstance(value, Budget) else Budget.parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _set(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def callback(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+        if value:
+            from edgesparse.cli._console import configure_logging
+
+            settings = ctx.ensure_object(Verbosity)
+            setattr(settings, name, True)
+            configure_logging(settings)
+
+    return callback
+
+
+def common(function: F) -> F:
+    """Add what every verb has: ``--json``, ``--quiet``, ``--verbose``, ``--debug``."""
+    flags = (
+        ("--debug", "debug", "Show tracebacks and the warnings of libraries."),
+        ("--verbose", "verbose", "Show the library's log lines on stderr."),
+        ("--quiet", "quiet", "Say nothing on stderr but errors."),
+    )
+    for flag, name, text in flags:
+        option = click.option(
+            flag, is_flag=True, expose_value=False, callback=_set(name), help=text
+        )
+        function = option(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(
+        function
+    )
+
+
+source_option = click.option(
+    "--source", metavar="MODULE:FACTORY",
+    help="Where the model's structure comes from, when it was a package.module:factory.",
+)  # fmt: skip
+force_option = click.option("--force", is_flag=True, help="Replace what is at the output path.")
+budget_option = click.option(
+    "--budget", type=BudgetType(), metavar="SIZE",
+    help="What the model may cost: file=2.2MB, or file=2.2MB,peak=12MB.",
+)  # fmt: skip
+target_option = click.option(
+    "--target", metavar="NAME", help="Whose file the budget is for: coreml or executorch."
+)
+text_option = click.option(
+    "--text", type=click.Path(path_type=Path), metavar="FILE", help="Text to measure on."
+)
+
+
+def recipe_options(function: F) -> F:
+    """Add the options that describe what is done to every tensor."""
+    options = (
+        click.option("--sparsity", type=float, help="Fraction of weights removed, 0 to below 1."),
+        click.option("--pattern", metavar="PATTERN", help="unstructured, 2:4, 16x1, …"),
+        click.option("--bits", type=int, help="Bits of a kept weight: 2, 3, 4, 8 or 16."),
+        click.option("--group-size", type=int, help="Columns that share a scale."),
+        click.option("--method", metavar="NAME", help="How weights are chosen for removal."),
+        click.option("--quantizer", metavar="NAME", help="How kept weights get their codes."),
+        click.option("--embedding-bits", type=int, help="Bits of embeddings and tied heads."),
+        click.option(
+            "--recipe", "recipe_file", type=click.Path(path_type=Path), metavar="TOML",
+            help="Rules by layer; replaces the options above.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def recipe_from(options: dict[str, Any]) -> Recipe | None:
+    """Return the recipe that the recipe options add up to; None when none was given.
+
+    What was not asked for stays open to the planner: it may lower bits or raise sparsity there to
+    meet a budget.
+
+    Raises:
+        UsageError: Options that contradict each other.
+    """
+    from edgesparse.recipe import Recipe
+
+    given = {name: value for name, value in options.items() if value is not None}
+    file = given.pop("recipe_file", None)
+    if file is None:
+        return Recipe((*_embedding_rules(given), _main_rule(given))) if given else None
+    if given:
+        name = next(iter(given)).replace("_", "-")
+        raise UsageError(f"--recipe replaces --{name}; say it in the recipe file instead")
+    return Recipe.from_toml(file)
+
+
+def _main_rule(given: dict[str, Any]) -> Rule:
+    """Return the rule for every compressible tensor that is no embedding."""
+    from edgesparse.pattern import Pattern
+    from edgesparse.recipe import ADJUSTABLE, Rule
+
+    pattern = given.get("pattern", "unstructured")
+    if "pattern" in given and "sparsity" not in given and ":" not in pattern:
+        raise UsageError(f"--pattern {pattern} does not say how much to remove; add --sparsity")
+    asked = {"sparsity" if name == "pattern" else name for name in given}
+    return Rule(
+        pattern=Pattern.parse(pattern, sparsity=given.get("sparsity", 0.0)),
+        bits=given.get("bits", DEFAULT_BITS),
+        group_size=given.get("group_size", DEFAULT_GROUP_SIZE),
+        adjustable=ADJUSTABLE - asked,
+        **{name: given[name] for name in ("method", "quantizer") if name in given},
+    )
+
+
+def _embedding_rules(given: dict[str, Any]) -> list[Rule]:
+    """Return the rule for embeddings: looked up, not multiplied, they are quantized, not pruned.
+
+    8 bits cost no accuracy that can be measured; a budget may lower them.
+    """
+    from edgesparse.model import TensorKind
+    from edgesparse.recipe import Rule
+
+    bits = given.get("embedding_bits", 16 if given.get("bits") == 16 else DEFAULT_EMBEDDING_BITS)
+    if bits == 16:
+        return [Rule(kind=TensorKind.EMBEDDING)]
+    return [
+        Rule(
+            kind=TensorKind.EMBEDDING,
+            bits=bits,
+            group_size=EMBEDDING_GROUP_SIZE,
+            quantizer="rtn",
+            adjustable=frozenset() if "embedding_bits" in given else frozenset({"bits"}),
+        )
+    ]

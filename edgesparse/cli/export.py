@@ -1,0 +1,52 @@
+"""``edgesparse export``: a compressed model to a target's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgesparse.budget import Budget
+from edgesparse.cli._console import show, show_json, working
+from edgesparse.cli._models import open_compressed
+from edgesparse.cli._options import budget_option, common, force_option, source_option
+
+
+@click.command(short_help="Write a Core ML or ExecuTorch file.")
+@click.argument("model")
+@click.option("--target", metavar="NAME", help="coreml or executorch; else the ending of -o says.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE")
+@budget_option
+@force_option
+@click.option("--keep", is_flag=True, help="Keep a file that breaks the budget; still exits 3.")
+@source_option
+@common
+def export(
+    model: str,
+    target: str | None,
+    output: Path,
+    budget: Budget | None,
+    force: bool,
+    keep: bool,
+    source: str | None,
+    as_json: bool,
+) -> None:
+    """Write the compressed MODEL as a file of a target, and hold it against the budget.
+
+    Without --budget the budget of the plan counts when the plan was made for this target. A file
+    over the budget is removed and the exit code is 3.
+    """
+    from edgesparse.exporting import check_output
+    from edgesparse.exporting import export as write
+
+    check_output(target, output, force=force)
+    compressed = open_compressed(model, source)
+    with working(f"exporting {output.name}"):
+        artifact = write(compressed, target, output, budget=budget, force=force, keep=keep)
+    if as_json:
+        show_json(artifact.to_json())
+        return
+    from edgesparse.report.tables import artifact_lines
+
+    show(*artifact_lines(artifact))
+    show(f"prove it with: edgesparse validate {artifact.path} --against {model}")

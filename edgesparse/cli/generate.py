@@ -1,0 +1,44 @@
+"""``edgesparse generate``: continue a prompt on the packed weights."""
+
+from __future__ import annotations
+
+import click
+
+from edgesparse.cli._console import show_json
+from edgesparse.cli._models import open_model
+from edgesparse.cli._options import common, source_option
+
+
+@click.command(short_help="Continue a prompt on the packed weights.")
+@click.argument("model")
+@click.option("--prompt", required=True, help="Text to continue.")
+@click.option("--tokens", default=60, show_default=True, help="At most so many new tokens.")
+@click.option("--temperature", default=0.8, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-k", default=40, show_default=True, help="Sample among so many; 0 is all.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same text.")
+@source_option
+@common
+def generate(
+    model: str,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    source: str | None,
+    as_json: bool,
+) -> None:
+    """Continue a prompt with MODEL, compressed or dense, as it comes."""
+    opened = open_model(model, source)
+    from edgesparse.runtime import stream
+
+    pieces = stream(
+        opened, prompt, tokens=tokens, temperature=temperature, top_k=top_k or None, seed=seed
+    )
+    if as_json:
+        show_json({"prompt": prompt, "continuation": "".join(pieces), "seed": seed})
+        return
+    click.echo(prompt, nl=False)
+    for piece in pieces:
+        click.echo(piece, nl=False)
+    click.echo()

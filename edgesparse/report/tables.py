@@ -1,0 +1,257 @@
+"""Tables for a terminal, from values; nothing here measures or decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from edgesparse.budget import format_size
+from edgesparse.model import CapturedModel, CompressedModel
+from edgesparse.planner.types import Plan
+from edgesparse.report.comparison import Comparison
+from edgesparse.report.words import (
+    NOTHING,
+    architecture,
+    error,
+    millions,
+    number,
+    percent,
+    rule_in_words,
+)
+
+if TYPE_CHECKING:
+    from edgesparse.exporting import Artifact, Verdict
+    from edgesparse.runtime import Evaluation
+
+
+def title(captured: CapturedModel) -> Text:
+    """Return the line that names a model: ``classics-4m · Llama, 4.20 M parameters, 8.39 MB``."""
+    text = Text(captured.name, style="bold")
+    return text.append(
+        f"  ·  {architecture(captured)}, {millions(captured.num_parameters)} parameters, "
+        f"{format_size(captured.nbytes)}",
+        style="not bold",
+    )
+
+
+def budget_line(plan: Plan) -> Text:
+    """Return the line that says what was asked for."""
+    text = Text(f"budget       {plan.budget}")
+    return text.append(f"      target {plan.target}") if plan.target else text
+
+
+def columns(*headers: str, left: int = 1) -> Table:
+    """Return an empty table without lines: the first ``left`` columns flush left, others right."""
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
+    for i, header in enumerate(headers):
+        table.add_column(header, justify="left" if i < left else "right", no_wrap=i > 0)
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return dense, this plan and its equal-byte alternative, the better of the two marked."""
+    is_text = comparison.dense.evaluation.perplexity is not None
+    measures = ("perplexity", "× dense", "KL", "top-1") if is_text else ("output error", "cosine")
+    table = columns("", "bytes", "bits/weight", *measures, "")
+    better = comparison.better
+    for measured in comparison.rows:
+        mark = "← closer" if measured is better else ""
+        table.add_row(
+            measured.label,
+            *_evaluation_cells(measured.evaluation, is_dense=measured is comparison.dense),
+            Text(mark, style="green"),
+        )
+    return table
+
+
+def _evaluation_cells(evaluation: Evaluation, *, is_dense: bool = False) -> list[str]:
+    cells = [format_size(evaluation.nbytes), number(evaluation.bits_per_weight, 2)]
+    if evaluation.perplexity is None:
+        errors = (evaluation.output_error, evaluation.cosine)
+        return [*cells, *(NOTHING if is_dense else number(value, 4) for value in errors)]
+    distances = (number(evaluation.kl), percent(evaluation.top1_agreement))
+    return [
+        *cells,
+        number(evaluation.perplexity, 2),
+        number(evaluation.ratio),
+        *((NOTHING, NOTHING) if is_dense else distances),
+    ]
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """Return one model's measurements, a line each."""
+    table = columns("", "")
+    rows = [
+        ("bytes", format_size(evaluation.nbytes)),
+        ("bits per weight", number(evaluation.bits_per_weight, 2)),
+        ("perplexity", number(evaluation.perplexity, 2)),
+        ("dense perplexity", number(evaluation.dense_perplexity, 2)),
+        ("× dense", number(evaluation.ratio)),
+        ("KL to dense", number(evaluation.kl)),
+        ("top-1 agreement", percent(evaluation.top1_agreement)),
+        ("output error", number(evaluation.output_error, 5)),
+        ("cosine", number(evaluation.cosine, 6)),
+        ("windows", str(evaluation.windows)),
+        ("predictions", f"{evaluation.tokens:,}" if evaluation.tokens else NOTHING),
+    ]
+    for name, value in rows:
+        if value != NOTHING:
+            table.add_row(name, value)
+    return table
+
+
+def plan_table(plan: Plan, *, limit: int | None = None) -> Table:
+    """Return what happens to every tensor, largest first, and what is left out as one line."""
+    table = columns("tensor", "shape", "", "format", "bytes", "share", left=4)
+    entries = sorted(plan.tensors, key=lambda entry: -entry.nbytes)
+    total = sum(entry.nbytes for entry in entries) or 1
+    for entry in entries[:limit]:
+        table.add_row(
+            entry.tensor.name,
+            "×".join(map(str, entry.tensor.shape)) or "scalar",
+            rule_in_words(entry.rule) + (f" ({entry.reason})" if entry.reason else ""),
+            entry.spec.name if entry.spec else entry.tensor.dtype,
+            format_size(entry.nbytes),
+            percent(entry.nbytes / total),
+        )
+    hidden = entries[limit:] if limit is not None else []
+    if hidden:
+        nbytes = sum(entry.nbytes for entry in hidden)
+        table.add_row(
+            Text(f"{len(hidden)} smaller ones; --all shows them", style="dim"), "", "", "",
+            format_size(nbytes), percent(nbytes / total),
+        )  # fmt: skip
+    return table
+
+
+def plan_totals(plan: Plan) -> Table:
+    """Return what a plan costs and what it may, and its equal-byte alternative."""
+    table = columns("", "predicted", "allowed")
+    on_file = plan.target is None
+    table.add_row(
+        "weights at rest", format_size(plan.nbytes), _limit(plan.budget.file if on_file else None)
+    )
+    if plan.artifact_nbytes is not None:
+        table.add_row(
+            f"{plan.target} file", format_size(plan.artifact_nbytes), _limit(plan.budget.file)
+        )
+    if plan.peak_nbytes is not None or plan.budget.peak is not None:
+        peak = NOTHING if plan.peak_nbytes is None else format_size(plan.peak_nbytes)
+        table.add_row("peak memory", peak, _limit(plan.budget.peak))
+    return table
+
+
+def _limit(nbytes: int | None) -> str:
+    return NOTHING if nbytes is None else format_size(nbytes)
+
+
+def tensors_table(model: CapturedModel | CompressedModel, *, limit: int | None = None) -> Table:
+    """Return every tensor of a model: what it is for, how it is stored, what that cost."""
+    if isinstance(model, CapturedModel):
+        return _captured_table(model, limit)
+    table = columns(
+        "tensor", "kind", "shape", "format", "sparsity", "group", "bytes", "error", left=4
+    )
+    rows = sorted(model.captured.tensors, key=lambda t: -_stored_nbytes(model, t.name))
+    for tensor in rows[:limit]:
+        packed = model.packed.get(tensor.name)
+        table.add_row(
+            tensor.name,
+            tensor.kind.value,
+            "×".join(map(str, tensor.shape)) or "scalar",
+            packed.spec.name if packed else tensor.dtype,
+            percent(packed.codes.sparsity) if packed else NOTHING,
+            str(packed.spec.group_size or NOTHING) if packed else NOTHING,
+            format_size(_stored_nbytes(model, tensor.name)),
+            number(model.errors.get(tensor.name), 4),
+        )
+    return _with_rest(table, len(rows), limit)
+
+
+def _stored_nbytes(model: CompressedModel, name: str) -> int:
+    packed = model.packed.get(name)
+    return packed.nbytes if packed else model.captured.by_name[name].nbytes
+
+
+def _captured_table(model: CapturedModel, limit: int | None) -> Table:
+    table = columns("tensor", "kind", "shape", "dtype", "bytes", "compressible", left=4)
+    rows = sorted(model.tensors, key=lambda tensor: -tensor.nbytes)
+    for tensor in rows[:limit]:
+        tied = f" (tied: {', '.join(tensor.aliases)})" if tensor.aliases else ""
+        table.add_row(
+            tensor.name + tied,
+            tensor.kind.value,
+            "×".join(map(str, tensor.shape)) or "scalar",
+            tensor.dtype,
+            format_size(tensor.nbytes),
+            "yes" if tensor.compressible else tensor.reason or "no",
+        )
+    return _with_rest(table, len(rows), limit)
+
+
+def _with_rest(table: Table, count: int, limit: int | None) -> Table:
+    if limit is not None and count > limit:
+        table.add_row(Text(f"{count - limit} smaller ones; --all shows them", style="dim"))
+    return table
+
+
+def artifact_lines(artifact: Artifact) -> Iterable[Text]:
+    """Return what was written, how the packed tensors were lowered, and the notes."""
+    text = Text(f"{artifact.path}", style="bold")
+    yield text.append(f"  {format_size(artifact.nbytes)}  for {artifact.target}", style="not bold")
+    for how, names in _grouped(artifact.lowering).items():
+        yield Text(f"  {len(names):>4} × {how}")
+    for note in artifact.notes:
+        yield Text(f"  {note}", style="dim")
+
+
+def parity_line(artifact: Artifact, verdict: Verdict) -> Text:
+    """Return one artifact in one line: bytes, equal tensors, output error."""
+    equal = sum(layer.equal for layer in verdict.layers)
+    outputs = ", ".join(
+        f"output within {output.relative_error:.1e} (allowed {output.tolerance:.0e})"
+        for output in verdict.outputs
+    )
+    text = Text(f"{artifact.path.name:<18}{format_size(artifact.nbytes):>9}   ")
+    text.append(f"{equal} of {len(verdict.layers)} packed tensors equal bit for bit, {outputs}   ")
+    return text.append_text(_mark(verdict.ok))
+
+
+def _grouped(lowering: Mapping[str, str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name, how in lowering.items():
+        groups.setdefault(how, []).append(name)
+    return groups
+
+
+def verdict_table(verdict: Verdict, *, limit: int | None = None) -> Table:
+    """Return every packed tensor and every output: equal, or the error and what is allowed.
+
+    With ``limit``, tensors that are equal are summed up once there are more than that.
+    """
+    table = columns("", "lowered to", "error", "allowed", "", left=2)
+    layers: Sequence[Any] = verdict.layers
+    if limit is not None and len(layers) > limit:
+        equal = [layer for layer in layers if layer.equal]
+        layers = [layer for layer in layers if not layer.equal]
+        if equal:
+            how = ", ".join(sorted({layer.lowering for layer in equal}))
+            table.add_row(f"{len(equal)} packed tensors", how, "equal", "equal", _mark(True))
+    for layer in layers:
+        table.add_row(
+            layer.name, layer.lowering, error(layer.max_abs_error),
+            error(layer.tolerance), _mark(layer.ok),
+        )  # fmt: skip
+    for output in verdict.outputs:
+        table.add_row(
+            f"output {output.name}", "relative error", error(output.relative_error),
+            error(output.tolerance), _mark(output.ok),
+        )  # fmt: skip
+    return table
+
+
+def _mark(ok: bool) -> Text:
+    return Text("ok", style="green") if ok else Text("WRONG", style="bold red")
