@@ -1,0 +1,146 @@
+"""Capture an ``nn.Module`` of this process, with example inputs of a forward pass."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgesparse.capture.conform import conform
+from edgesparse.capture.describe import describe
+from edgesparse.capture.probe import uncalled_modules
+from edgesparse.errors import SourceError, UsageError
+from edgesparse.model import CapturedModel, Source
+
+ExampleInputs = Mapping[str, Any] | tuple[Any, ...] | torch.Tensor
+
+
+def capture_module(
+    module: nn.Module, example_inputs: ExampleInputs, *, source: Source | None = None
+) -> CapturedModel:
+    """Capture ``module``, which is neither changed nor run on its weights.
+
+    Args:
+        module: Any module on the CPU.
+        example_inputs: Arguments of a forward pass: by name, by position, or the only one.
+        source: Where it came from; None says from this process.
+
+    Raises:
+        SourceError: A tensor that cannot be captured, or example inputs that do not fit.
+    """
+    inputs = keyword_inputs(module, example_inputs)
+    bare = copy_structure(module)
+    transposed = conform(bare)
+    tensors = describe(bare, uncalled=uncalled_modules(bare, inputs))
+    return CapturedModel(
+        source=source or Source(kind="module", location=type(module).__qualname__),
+        tensors=tensors,
+        example_inputs=inputs,
+        skeleton=lambda: _skeleton(module),
+        weights=lambda: _ModuleWeights(module, [t.name for t in tensors], transposed),
+    )
+
+
+def keyword_inputs(module: nn.Module, example_inputs: ExampleInputs) -> dict[str, Any]:
+    """Return the example inputs by the names ``module.forward`` gives them.
+
+    Raises:
+        SourceError: They do not fit the signature, or it takes a variable number of them.
+    """
+    signature = inspect.signature(module.forward)
+    named = example_inputs if isinstance(example_inputs, Mapping) else {}
+    positional: tuple[Any, ...] = ()
+    if not isinstance(example_inputs, Mapping):
+        positional = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    try:
+        bound = signature.bind(*positional, **named)
+    except TypeError as error:
+        raise SourceError(
+            f"example inputs do not fit {type(module).__name__}.forward{signature}: {error}"
+        ) from None
+    inputs: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            inputs.update(value)
+        elif kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
+            raise SourceError(
+                f"{type(module).__name__}.forward takes {name!r} by position only; wrap it in a "
+                "module whose inputs have names"
+            )
+        else:
+            inputs[name] = value
+    return inputs
+
+
+def copy_structure(module: nn.Module) -> nn.Module:
+    """Return a deep copy in evaluation mode whose parameters are on the meta device.
+
+    Buffers are real copies. Parameters that share storage become one parameter: tied.
+    """
+    memo: dict[int, Any] = {}
+    metas: dict[tuple[int, tuple[int, ...], tuple[int, ...]], nn.Parameter] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter.device.type not in ("cpu", "meta"):
+            raise SourceError(f"{name} is on {parameter.device}; move the module to the CPU first")
+        # Without storage (meta, empty) the address says nothing: identity it is.
+        address = parameter.data_ptr() if parameter.device.type == "cpu" else 0
+        key = (address or -id(parameter), tuple(parameter.shape), parameter.stride())
+        if key not in metas:
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            metas[key] = nn.Parameter(empty, requires_grad=False)
+        memo[id(parameter)] = metas[key]
+    try:
+        copied = copy.deepcopy(module, memo)
+    except (TypeError, RuntimeError) as error:
+        raise SourceError(
+            f"{type(module).__name__} cannot be copied: {error}; give a factory "
+            "'package.module:function' instead"
+        ) from None
+    return copied.eval()
+
+
+def _skeleton(module: nn.Module) -> nn.Module:
+    bare = copy_structure(module)
+    conform(bare)
+    return bare
+
+
+class _ModuleWeights(Mapping[str, torch.Tensor]):
+    """The tensors of a module of this process: each a copy, made when it is asked for."""
+
+    def __init__(self, module: nn.Module, names: list[str], transposed: frozenset[str]) -> None:
+        self._state = module.state_dict()
+        self._names = names
+        self._transposed = transposed
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._state[name]
+        if tensor.is_meta:
+            raise SourceError(f"{name} is on the meta device: it has no value to read")
+        view = tensor.t() if name in self._transposed else tensor
+        return view.detach().clone(memory_format=torch.contiguous_format)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def require_inputs(example_inputs: ExampleInputs | None) -> ExampleInputs:
+    """Return ``example_inputs``.
+
+    Raises:
+        UsageError: There are none.
+    """
+    if example_inputs is None:
+        raise UsageError(
+            "an nn.Module needs example inputs: load(module, example_inputs={'x': torch.zeros(1, "
+            "8)})"
+        )
+    return example_inputs
