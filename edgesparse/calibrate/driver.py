@@ -1,0 +1,142 @@
+"""The one calibration driver: it owns hooks, the layer loop and what is in memory when.
+
+Groups of modules are solved in running order, each from inputs that went through everything solved
+before it. Where the model is a chain of blocks (``record.Chain``) the hidden tensors between blocks
+are kept and one block at a time is on the device; else the whole model is run for every group.
+A module that runs after its tensor was needed elsewhere (a head tied to the embedding) is solved
+where it runs last.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from edgesparse.calibrate.inputs import as_matrix, has_inputs
+from edgesparse.calibrate.record import Chain, Group, find_chain, groups_of, record
+from edgesparse.calibrate.stages import BlockStage, Rest, Stage, WholeModel, first_hidden
+from edgesparse.calibrate.statistics import Accumulator, Statistic, Statistics
+from edgesparse.calibrate.windows import Batch
+from edgesparse.errors import CalibrationError
+
+_log = logging.getLogger(__name__)
+
+Solve = Callable[[tuple[str, ...], Statistics], None]
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    needs: Mapping[str, frozenset[Statistic]],
+    solve: Solve,
+    *,
+    device: torch.device,
+) -> None:
+    """Call ``solve`` for every group of modules with the statistics of their common input.
+
+    Args:
+        model: A private copy in float32 on the CPU; ``solve`` changes its weights.
+        batches: Keyword arguments of forward passes; without any, all statistics are empty.
+        needs: Module path → what its solver asks for. Modules whose inputs cannot be told (not
+            linear, not a convolution) are solved first, with empty statistics.
+        solve: Receives module paths and statistics on ``device``; writes the new weights.
+        device: Where blocks run and solvers compute.
+
+    Raises:
+        CalibrationError: Activations that are not finite; the message names the layer.
+    """
+    named = dict(model.named_modules())
+    blind = [m for m in needs if not (batches and has_inputs(named[m]))]
+    for module in blind:
+        solve((module,), Statistics(columns=_columns(named[module])))
+    modules = [m for m in needs if m not in set(blind)]
+    if not modules:
+        return
+    recording = record(model, _sample(model, batches[0]), modules, torch.device("cpu"))
+    chain = find_chain(model, recording, modules)
+    groups = groups_of(recording, modules)
+    if chain is None:
+        _log.info("no chain of blocks found: the whole model runs for each of its layers")
+    del recording
+    for stage in _stages(model, batches, groups, chain, needs, device):
+        _solve_stage(stage, named, needs, solve, device)
+
+
+def _stages(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    groups: Sequence[Group],
+    chain: Chain | None,
+    needs: Mapping[str, frozenset[Statistic]],
+    device: torch.device,
+) -> Iterator[Stage]:
+    """Yield the stages in running order; each is finished before the next is made."""
+    dense = any(Statistic.DENSE_TARGET in need for need in needs.values())
+    if chain is None:
+        yield WholeModel(model, batches, groups, device, keep_dense=dense)
+        return
+    owners = [chain.owner(group.modules[0]) for group in groups]
+    inside = [i for i, owner in enumerate(owners) if owner is not None]
+    reached = [g for g, owner in zip(groups, owners, strict=True) if owner is None]
+    before = [g for g in groups[: inside[0]] if g in reached]
+    after = [g for g in groups[inside[0] :] if g in reached]
+    if before:
+        yield Rest(model, batches, before, chain, device)
+    hidden = first_hidden(model, batches, chain, device, keep_dense=dense)
+    for block in chain.blocks:
+        own = [g for g, owner in zip(groups, owners, strict=True) if owner == block]
+        stage = BlockStage(model.get_submodule(block), block, own, hidden, device)
+        yield stage
+        stage.advance()
+    if after:
+        yield Rest(model, batches, after, chain, device, hidden=hidden)
+
+
+def _solve_stage(
+    stage: Stage,
+    named: Mapping[str, nn.Module],
+    needs: Mapping[str, frozenset[Statistic]],
+    solve: Solve,
+    device: torch.device,
+) -> None:
+    """Gather and solve the groups of one stage in order."""
+    with stage:
+        for group in stage.groups:
+            module = named[group.modules[0]]
+            need = frozenset().union(*(needs[name] for name in group.modules))
+            sums = Accumulator(_columns(module), need, device)
+            for inputs, dense_inputs in stage.inputs(group, need):
+                sums.add(inputs, dense_inputs)
+            statistics = sums.result()
+            _require_finite(statistics, group)
+            if not statistics.samples and need:
+                _log.warning("%s: no calibration sample reaches it", ", ".join(group.modules))
+            solve(group.modules, statistics)
+
+
+def _require_finite(statistics: Statistics, group: Group) -> None:
+    """Refuse statistics of activations that are NaN or infinite, naming the layer."""
+    for value in (statistics.square_sum, statistics.hessian, statistics.dense_cross):
+        if value is not None and not bool(torch.isfinite(value).all()):
+            raise CalibrationError(
+                f"{', '.join(group.modules)}: the inputs are NaN or infinite on the calibration "
+                "data; check the data and the source model's weights up to this layer"
+            )
+
+
+def _columns(module: nn.Module) -> int:
+    """Return K of a module's weight: what one output is a product over."""
+    weight = getattr(module, "weight", None)
+    return as_matrix(weight).shape[1] if isinstance(weight, torch.Tensor) else 0
+
+
+def _sample(model: nn.Module, batch: Batch) -> Batch:
+    """Return one sample of a batch; all of it for a program exported with a fixed batch size."""
+    sizes = {len(v) for v in batch.values() if isinstance(v, torch.Tensor) and v.dim()}
+    if isinstance(model, torch.fx.GraphModule) or len(sizes) != 1:
+        return batch
+    return {n: v[:1] if isinstance(v, torch.Tensor) and v.dim() else v for n, v in batch.items()}

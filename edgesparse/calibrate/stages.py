@@ -1,0 +1,339 @@
+"""Stages: a part of the model, how to run it on each batch, and what it needs on the device.
+
+Three kinds: one block of a chain (``BlockStage``), what lies before or after the chain with the
+blocks stubbed out (``Rest``), and a model without a chain (``WholeModel``).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from edgesparse.calibrate.inputs import input_rows
+from edgesparse.calibrate.record import Chain, Group, call_model
+from edgesparse.calibrate.statistics import Statistic
+from edgesparse.calibrate.windows import Batch
+
+
+class Stage(Protocol):
+    """A part of the model whose groups are solved together."""
+
+    groups: Sequence[Group]
+
+    def __enter__(self) -> Self:
+        """Bring what runs onto the device."""
+
+    def __exit__(self, *_: object) -> None:
+        """Take it off again."""
+
+    def inputs(
+        self, group: Group, need: frozenset[Statistic]
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield (X, X of the uncompressed model) for every batch, [samples, K] each."""
+
+
+class _Stop(Exception):
+    """Ends a forward pass once what was wanted from it is there."""
+
+
+class BlockStage:
+    """One block, run from the hidden tensors that came out of the block before it."""
+
+    def __init__(
+        self,
+        block: nn.Module,
+        name: str,
+        groups: Sequence[Group],
+        hidden: Hidden,
+        device: torch.device,
+    ) -> None:
+        self.groups = groups
+        self._block, self._name, self._hidden, self._device = block, name, hidden, device
+        self._dense = None if hidden.dense is None else copy.deepcopy(block)
+
+    def __enter__(self) -> Self:
+        self._block.to(self._device)
+        if self._dense is not None:
+            self._dense.to(self._device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the block where it is: ``advance`` runs it once more."""
+
+    def inputs(
+        self, group: Group, need: frozenset[Statistic]
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield X of every batch; X of the dense block only where ``need`` asks for it."""
+        path = group.modules[0][len(self._name) :].lstrip(".")
+        with_dense = self._dense is not None and Statistic.DENSE_TARGET in need
+        for i in range(len(self._hidden)):
+            rows = _rows(self._block, path, group, partial(self._run, i))
+            dense = None
+            if with_dense and self._dense is not None:
+                dense = _rows(self._dense, path, group, partial(self._run, i, dense=True))
+            if rows is not None:
+                yield rows, dense
+
+    def _run(self, batch: int, *, dense: bool = False) -> Tensor:
+        """Return the block's hidden output for one batch."""
+        block = self._dense if dense and self._dense is not None else self._block
+        args, kwargs = self._hidden.arguments(self._name, batch, dense=dense)
+        output = block(*args, **kwargs)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    def advance(self) -> None:
+        """Replace the hidden tensors by this block's outputs and leave the device."""
+        for i in range(len(self._hidden)):
+            after = self._run(i)
+            if self._hidden.dense is not None:
+                self._hidden.dense[i] = self._run(i, dense=True)
+            self._hidden.now[i] = after
+        self._block.to("cpu")
+
+
+@dataclass
+class Hidden:
+    """The hidden tensor of every batch between two blocks, and every block's other arguments.
+
+    Attributes:
+        chain: The blocks.
+        now: Hidden tensors after the blocks solved so far, compressed.
+        dense: The same in the uncompressed model; None unless a method needs it.
+        calls: For every batch, block → (args, kwargs) as the model passed them.
+    """
+
+    chain: Chain
+    now: list[Tensor]
+    dense: list[Tensor] | None
+    calls: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]]
+
+    def __len__(self) -> int:
+        return len(self.now)
+
+    def arguments(
+        self, block: str, batch: int, *, dense: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of ``block`` with the current hidden tensor in its place."""
+        args, kwargs = self.calls[batch][block]
+        value = self.dense[batch] if dense and self.dense is not None else self.now[batch]
+        if isinstance(self.chain.hidden, int):
+            return _replaced(args, self.chain.hidden, value), kwargs
+        return args, {**kwargs, self.chain.hidden: value}
+
+
+def first_hidden(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    chain: Chain,
+    device: torch.device,
+    *,
+    keep_dense: bool,
+) -> Hidden:
+    """Run every batch up to the last block with stubs for blocks, and keep what they were given."""
+    hidden = Hidden(chain=chain, now=[], dense=None, calls=[])
+    place, last = chain.hidden, chain.blocks[-1]
+
+    def stub(block: str) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            value = args[place] if isinstance(place, int) else kwargs[place]
+            if block == chain.blocks[0]:
+                hidden.now.append(value)
+            hidden.calls[-1][block] = _without(args, kwargs, place)
+            if block == last:
+                raise _Stop
+            return _output(chain, value)
+
+        return forward
+
+    with _outside(model, chain, device), _stubbed(model, {b: stub(b) for b in chain.blocks}):
+        for batch in batches:
+            hidden.calls.append({})
+            with _stopping():
+                call_model(model, batch, device)
+    hidden.dense = list(hidden.now) if keep_dense else None
+    return hidden
+
+
+class Rest:
+    """What lies outside the chain; the blocks hand on what they already computed."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        groups: Sequence[Group],
+        chain: Chain,
+        device: torch.device,
+        *,
+        hidden: Hidden | None = None,
+    ) -> None:
+        self.groups = groups
+        self._model, self._batches, self._chain = model, batches, chain
+        self._device, self._hidden = device, hidden
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(_outside(self._model, self._chain, self._device))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def inputs(
+        self, group: Group, need: frozenset[Statistic]
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield X of every batch; after the chain also X behind the dense blocks, if asked for."""
+        with_dense = Statistic.DENSE_TARGET in need
+        for i in range(len(self._batches)):
+            rows = self._rows_of(group, i, dense=False)
+            if rows is not None:
+                yield rows, (self._rows_of(group, i, dense=True) if with_dense else None)
+
+    def _rows_of(self, group: Group, batch: int, *, dense: bool) -> Tensor | None:
+        """Return X of one batch, with the chain's output taken from the hidden tensors."""
+
+        def stub(*args: Any, **kwargs: Any) -> Any:
+            if self._hidden is None:
+                raise _Stop
+            stream = self._hidden.dense if dense else self._hidden.now
+            return _output(self._chain, (stream or self._hidden.now)[batch])
+
+        with _stubbed(self._model, dict.fromkeys(self._chain.blocks, stub)):
+            return _rows(
+                self._model,
+                group.modules[0],
+                group,
+                lambda: call_model(self._model, self._batches[batch], self._device),
+            )
+
+
+class WholeModel:
+    """A model without a chain: every group runs it from the start up to that group."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        groups: Sequence[Group],
+        device: torch.device,
+        *,
+        keep_dense: bool,
+    ) -> None:
+        self.groups = groups
+        self._model, self._batches, self._device = model, batches, device
+        self._dense = copy.deepcopy(model) if keep_dense else None
+
+    def __enter__(self) -> Self:
+        for model in (self._model, self._dense):
+            if model is not None:
+                model.to(self._device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._model.to("cpu")
+
+    def inputs(
+        self, group: Group, need: frozenset[Statistic]
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield X of every batch; X of the dense model only where ``need`` asks for it."""
+        path = group.modules[0]
+        dense = self._dense if Statistic.DENSE_TARGET in need else None
+        for batch in self._batches:
+            rows = _rows(self._model, path, group, self._call(self._model, batch))
+            if rows is not None:
+                twin = None
+                if dense is not None:
+                    twin = _rows(dense, path, group, self._call(dense, batch))
+                yield rows, twin
+
+    def _call(self, model: nn.Module, batch: Batch) -> Callable[[], Any]:
+        return lambda: call_model(model, batch, self._device)
+
+
+def _rows(root: nn.Module, path: str, group: Group, run: Callable[[], object]) -> Tensor | None:
+    """Run until the module at ``path`` has had all its calls; return its inputs, [samples, K]."""
+    module = root.get_submodule(path)
+    seen: list[Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = args[0] if args else next(iter(kwargs.values()))
+        seen.append(input_rows(module, value))
+        if len(seen) == group.calls:
+            raise _Stop
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        with _stopping():
+            run()
+    finally:
+        handle.remove()
+    return torch.cat(seen) if seen else None
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Take ``_Stop`` for the normal end it is."""
+    try:
+        yield
+    except _Stop:
+        return
+
+
+@contextmanager
+def _stubbed(model: nn.Module, stubs: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Replace the forward methods of some modules for a while."""
+    modules = [model.get_submodule(name) for name in stubs]
+    for module, stub in zip(modules, stubs.values(), strict=True):
+        module.__dict__["forward"] = stub
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.__dict__["forward"]
+
+
+@contextmanager
+def _outside(model: nn.Module, chain: Chain, device: torch.device) -> Iterator[None]:
+    """Bring everything but the blocks onto ``device`` for a while."""
+    skip = {id(m) for block in chain.blocks for m in model.get_submodule(block).modules()}
+    outside = [module for module in model.modules() if id(module) not in skip]
+
+    def move(to: torch.device) -> None:
+        for module in outside:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(to)
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(to)
+
+    move(device)
+    try:
+        yield
+    finally:
+        move(torch.device("cpu"))
+
+
+def _output(chain: Chain, hidden: Tensor) -> Any:
+    """Return ``hidden`` in the form a block returns it."""
+    return (hidden, *[None] * (chain.tuple_length - 1)) if chain.tuple_length else hidden
+
+
+def _replaced(args: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ...]:
+    """Return ``args`` with one of them replaced."""
+    return (*args[:place], value, *args[place + 1 :])
+
+
+def _without(
+    args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments without the hidden tensor, which would be kept alive for nothing."""
+    if isinstance(place, int):
+        return _replaced(args, place, None), kwargs
+    return args, {name: value for name, value in kwargs.items() if name != place}

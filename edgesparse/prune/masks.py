@@ -1,0 +1,91 @@
+"""Masks: from a score per weight and a pattern to which weights stay.
+
+Sizes that do not divide:
+- N:M: the last, shorter group of a row keeps at most N.
+- blocks: the last rows and columns form smaller blocks; blocks compete by their mean score.
+- a fraction: ``floor(sparsity × weights)`` are removed, in blocks never more than that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgesparse.pattern import Pattern
+
+
+def keep_highest(scores: Tensor, pattern: Pattern) -> Tensor:
+    """Return the keep mask, bool [N, K], of the highest scores under ``pattern``.
+
+    N:M groups lie along the columns; blocks and single weights compete over the whole matrix.
+    Equal scores are decided by position, so that the count is exact and the result repeatable.
+
+    Args:
+        scores: float [N, K], not NaN; higher is kept.
+        pattern: The pattern.
+    """
+    if pattern.is_dense or not scores.numel():
+        return torch.ones_like(scores, dtype=torch.bool)
+    if pattern.n_of_m:
+        return _n_of_m(scores, *pattern.n_of_m)
+    if pattern.block == (1, 1):
+        remove = int(pattern.sparsity * scores.numel() + 1e-9)
+        keep = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
+        keep[scores.flatten().argsort(stable=True)[:remove]] = False
+        return keep.reshape(scores.shape)
+    return _blocks(scores, pattern.block, pattern.sparsity)
+
+
+def keep_highest_by_row(scores: Tensor, pattern: Pattern) -> Tensor:
+    """Like ``keep_highest``, but weights compete within their row, blocks within their rows."""
+    if pattern.is_dense or pattern.n_of_m or not scores.numel():
+        return keep_highest(scores, pattern)
+    rows = pattern.block[0]
+    if pattern.block == (1, 1):
+        remove = int(pattern.sparsity * scores.shape[1] + 1e-9)
+        removed = scores.argsort(dim=1, stable=True)[:, :remove]
+        return torch.ones_like(scores, dtype=torch.bool).scatter(1, removed, False)
+    return torch.cat(
+        [_blocks(part, pattern.block, pattern.sparsity) for part in torch.split(scores, rows)]
+    )
+
+
+def _n_of_m(scores: Tensor, keep: int, of: int) -> Tensor:
+    """Keep the ``keep`` highest of every ``of`` neighbours; padding scores below everything."""
+    rows, columns = scores.shape
+    padding = -columns % of
+    padded = torch.nn.functional.pad(scores, (0, padding), value=-torch.inf)
+    groups = padded.reshape(rows, -1, of)
+    removed = groups.argsort(dim=2, stable=True)[:, :, : of - keep]
+    mask = torch.ones_like(groups, dtype=torch.bool).scatter(2, removed, False)
+    return mask.reshape(rows, -1)[:, :columns].contiguous()
+
+
+def _blocks(scores: Tensor, block: tuple[int, int], sparsity: float) -> Tensor:
+    """Remove whole blocks, lowest mean score first, while the fraction is not exceeded."""
+    rows, columns = scores.shape
+    mean, size = block_means(scores, block)
+    order = mean.flatten().argsort(stable=True)
+    removed_until = size.flatten()[order].cumsum(0)
+    keep = torch.empty(mean.numel(), dtype=torch.bool, device=scores.device)
+    keep[order] = removed_until > sparsity * scores.numel() + 1e-6
+    return spread(keep.reshape(mean.shape), block, (rows, columns))
+
+
+def block_means(scores: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return the mean score and the number of weights of each block, [N / r, K / c] rounded up."""
+    padding = (0, -scores.shape[1] % block[1], 0, -scores.shape[0] % block[0])
+
+    def total(values: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(values, padding)
+        high, wide = padded.shape[0] // block[0], padded.shape[1] // block[1]
+        return padded.reshape(high, block[0], wide, block[1]).sum(dim=(1, 3))
+
+    size = total(torch.ones_like(scores, dtype=torch.float64))
+    return total(scores.double()) / size, size
+
+
+def spread(per_block: Tensor, block: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+    """Return a value per weight, [N, K], from one per block."""
+    wide = per_block.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    return wide[: shape[0], : shape[1]].contiguous()

@@ -1,0 +1,126 @@
+"""The symmetric grid: ``value = code · scale``, codes in ``[-2**(b-1), 2**(b-1) - 1]``.
+
+Scales have at most 8 significant bits (they are bfloat16 and float16 values at once) and are
+chosen before the codes. A 4-bit code times such a scale has at most 11 significant bits: decoding
+in float16, in float32 or with bfloat16 scales gives the same number bit for bit. A group of zeros
+has scale 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgesparse.packed import Codes
+
+# Shrinks of the scale that maps the largest weight of a group to the edge of the grid.
+_SHRINKS = torch.linspace(1.0, 0.4, 31).tolist()
+_SMALLEST = 2.0**-24
+_LARGEST = 2.0**15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Codes of ``bits`` bits with one scale for ``group_size`` neighbouring columns."""
+
+    bits: int
+    group_size: int
+
+    @property
+    def lowest(self) -> int:
+        """The lowest code."""
+        return -(1 << (self.bits - 1))
+
+    @property
+    def highest(self) -> int:
+        """The highest code."""
+        return (1 << (self.bits - 1)) - 1
+
+    def groups(self, columns: int) -> int:
+        """Return the number of scales of a row."""
+        return -(-columns // self.group_size)
+
+    def codes(self, weight: Tensor, scales: Tensor) -> Tensor:
+        """Return the nearest codes as float32; ``scales`` broadcasts against ``weight``."""
+        return (weight / scales).round_().clamp_(self.lowest, self.highest)
+
+    def search_group(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
+        """Return the scale of every row of one group, float32 [N].
+
+        Tries 31 shrinks of the full range and keeps the least ``sum(importance · error²)``.
+
+        Args:
+            weight: float32 [N, g].
+            importance: float32 [g] or [N, g], not negative; None counts all alike.
+        """
+        largest = weight.abs().amax(1)
+        best = torch.ones_like(largest)
+        least = torch.full_like(largest, torch.inf)
+        for shrink in _SHRINKS:
+            scale = round_scale(largest * (shrink / (0.5 - self.lowest - 1)), self.bits)
+            error = (self.codes(weight, scale[:, None]) * scale[:, None] - weight).square_()
+            error = error.sum(1) if importance is None else (error * importance).sum(1)
+            better = error < least
+            least = torch.where(better, error, least)
+            best = torch.where(better, scale, best)
+        return torch.where(largest > 0, best, torch.ones_like(best))
+
+    def search(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
+        """Return the scales of a whole weight, float32 [N, G]; see ``search_group``.
+
+        Args:
+            weight: float32 [N, K].
+            importance: float32 [K] or None.
+        """
+        parts = torch.split(weight, self.group_size, 1)
+        if importance is None:
+            return torch.stack([self.search_group(part) for part in parts], 1)
+        by_group = torch.split(importance, self.group_size)
+        return torch.stack(
+            [self.search_group(p, i) for p, i in zip(parts, by_group, strict=True)], 1
+        )
+
+    def by_column(self, scales: Tensor, columns: int) -> Tensor:
+        """Return scales [N, G] repeated for each column, [N, K]."""
+        return scales.repeat_interleave(self.group_size, 1)[:, :columns]
+
+
+def round_scale(scales: Tensor, bits: int) -> Tensor:
+    """Return the nearest scales that are bfloat16 and float16 values and overflow neither."""
+    largest = _LARGEST / (1 << (bits - 1))
+    clamped = scales.clamp(_SMALLEST, largest)
+    return clamped.to(torch.bfloat16).to(torch.float16).float().clamp_(min=_SMALLEST)
+
+
+def to_codes(values: Tensor, scales: Tensor, keep_mask: Tensor | None, grid: Grid) -> Codes:
+    """Return the solver's tensors as ``Codes`` of shape [N, K].
+
+    Args:
+        values: Codes in any real type, [N, K].
+        scales: float32 [N, G] that ``round_scale`` made.
+        keep_mask: bool [N, K], or None for all kept.
+        grid: The grid the codes lie on.
+    """
+    if keep_mask is None:
+        keep_mask = torch.ones_like(values, dtype=torch.bool)
+    return Codes(
+        values=(values * keep_mask).to(torch.int8).cpu().numpy(),
+        scales=scales.to(torch.float16).cpu().numpy(),
+        keep_mask=keep_mask.cpu().numpy(),
+        bits=grid.bits,
+        group_size=grid.group_size,
+    )
+
+
+def to_float16(weight: Tensor, keep_mask: Tensor) -> Codes:
+    """Return a pruned weight [N, K] with float16 values as ``Codes``."""
+    return Codes(
+        values=(weight * keep_mask).to(torch.float16).cpu().numpy(),
+        scales=np.zeros((len(weight), 0), np.float16),
+        keep_mask=keep_mask.cpu().numpy(),
+        bits=16,
+        group_size=0,
+    )

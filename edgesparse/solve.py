@@ -1,0 +1,72 @@
+"""One weight through the methods its rule names: prune, then quantize, or both in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgesparse.calibrate.statistics import Statistic, Statistics
+from edgesparse.errors import CalibrationError
+from edgesparse.packed import Codes, FormatSpec
+from edgesparse.prune import PRUNERS, JointPruner, Pruned, Pruner
+from edgesparse.quantize import QUANTIZERS, Quantizer
+from edgesparse.quantize.grid import Grid, to_float16
+from edgesparse.recipe import Rule
+
+JOINT_QUANTIZER = "gptq"
+"""A pruner that can round in its own sweep does so with this quantizer, which it then contains."""
+
+
+def needs_of(rule: Rule, spec: FormatSpec) -> frozenset[Statistic]:
+    """Return the statistics that solving a weight by ``rule`` takes."""
+    pruner, quantizer = _methods(rule, spec)
+    return (pruner.needs if pruner else frozenset()) | (
+        quantizer.needs if quantizer else frozenset()
+    )
+
+
+def solve_tensor(
+    name: str, weight: Tensor, statistics: Statistics, rule: Rule, spec: FormatSpec
+) -> Codes:
+    """Return the codes of one weight, shape [N, K].
+
+    Args:
+        name: For messages.
+        weight: float32 [N, K]; not changed.
+        statistics: Of its inputs; empty ones count all columns alike.
+        rule: Pattern and methods.
+        spec: Bits and group size of the format.
+
+    Raises:
+        CalibrationError: The values found are not finite or exceed float16.
+    """
+    pruner, quantizer = _methods(rule, spec)
+    if quantizer is None:
+        pruned = _pruned(pruner, weight, statistics, rule)
+        if not bool((pruned.weight.abs() <= torch.finfo(torch.float16).max).all()):
+            raise CalibrationError(
+                f"{name}: {rule.method} found values beyond float16; raise its damping, or use "
+                "more calibration data"
+            )
+        return to_float16(pruned.weight, pruned.keep_mask)
+    grid = Grid(bits=spec.bits, group_size=spec.group_size)
+    if pruner is None:
+        return quantizer.quantize(weight, statistics, grid, None)
+    if rule.quantizer == JOINT_QUANTIZER and isinstance(pruner, JointPruner):
+        return pruner.prune_to_codes(weight, statistics, rule.pattern, grid)
+    pruned = pruner.prune(weight, statistics, rule.pattern)
+    return quantizer.quantize(pruned.weight, statistics, grid, pruned.keep_mask)
+
+
+def _methods(rule: Rule, spec: FormatSpec) -> tuple[Pruner | None, Quantizer | None]:
+    """Return the pruner of a sparse rule and the quantizer of one with integer codes."""
+    pruner = None if rule.pattern.is_dense else PRUNERS.get(rule.method)
+    quantizer = QUANTIZERS.get(rule.quantizer) if spec.bits < 16 else None
+    return pruner, quantizer
+
+
+def _pruned(pruner: Pruner | None, weight: Tensor, statistics: Statistics, rule: Rule) -> Pruned:
+    """Return the pruned weight; all of it where the rule prunes nothing."""
+    if pruner is None:
+        return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
+    return pruner.prune(weight, statistics, rule.pattern)
