@@ -331,18 +331,23 @@ def run(path: str | Path, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, ND
     return exporter.run(path, inputs)
 
 
+def suffixes() -> dict[str, str]:
+    """Return the target of every known ending of a file."""
+    return {EXPORTERS.get(name).suffix: name for name in EXPORTERS}
+
+
 def target_of(path: Path) -> str:
     """Return the target whose files end as ``path`` does.
 
     Raises:
         UsageError: None does; the message lists the endings.
     """
-    suffixes = {EXPORTERS.get(name).suffix: name for name in EXPORTERS}
-    if path.suffix in suffixes:
-        return suffixes[path.suffix]
-    near = difflib.get_close_matches(path.suffix, suffixes, n=1)
+    by_suffix = suffixes()
+    if path.suffix in by_suffix:
+        return by_suffix[path.suffix]
+    near = difflib.get_close_matches(path.suffix, by_suffix, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    known = ", ".join(f"{suffix} ({name})" for suffix, name in sorted(suffixes.items()))
+    known = ", ".join(f"{suffix} ({name})" for suffix, name in sorted(by_suffix.items()))
     raise UsageError(f"{path}: the ending says no target; known: {known}{hint}")
 
 

@@ -15,7 +15,10 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-NARROWEST = 100
+PIPE_WIDTH = 500
+NOISY = (
+    "coremltools", "executorch", "torch", "torch.utils._pytree", "torchao", "transformers",
+)  # fmt: skip
 Progress = Callable[[int, int], None]
 
 
@@ -46,20 +49,20 @@ def configure_logging(settings: Verbosity) -> None:
     logging.getLogger("edgesparse").setLevel(level)
     if settings.verbose or settings.debug:
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
-    for noisy in ("coremltools", "torchao", "torch", "executorch", "transformers"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING if settings.debug else logging.ERROR)
 
 
 def output() -> Console:
     """Return the console for results.
 
-    In a pipe it is never narrower than a table needs, so that lines are whole for other programs.
+    In a pipe it is as wide as any table, so that lines are whole for other programs.
     """
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
-        console.width = max(console.width, NARROWEST)
+        console.width = PIPE_WIDTH
     return console
 
 

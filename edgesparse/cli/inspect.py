@@ -25,12 +25,11 @@ SHOWN = 40
 @common
 def inspect(path: str, source: str | None, show_all: bool, as_json: bool) -> None:
     """Show what is in PATH: a model, a compressed model, or an artifact (.pte, .mlpackage)."""
-    from edgesparse.exporting import EXPORTERS
     from edgesparse.exporting import inspect as inspect_artifact
+    from edgesparse.exporting import suffixes
 
-    if Path(path).suffix in {EXPORTERS.get(name).suffix for name in EXPORTERS}:
-        contents = inspect_artifact(path)
-        _show_artifact(path, contents, as_json=as_json)
+    if Path(path).suffix and Path(path).suffix in suffixes():
+        _show_artifact(path, inspect_artifact(path), as_json=as_json)
         return
     model = open_model(path, source)
     if as_json:
