@@ -1,0 +1,246 @@
+"""What ``export`` and ``validate`` owe for every target, shown with a target of two lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgesparse import exporting
+from edgesparse.budget import Budget
+from edgesparse.errors import (
+    BudgetExceeded,
+    MissingDependency,
+    OutputExists,
+    SourceError,
+    Unsupported,
+    UsageError,
+)
+from edgesparse.exporting import (
+    EXPORTERS,
+    Artifact,
+    LayerCheck,
+    OutputCheck,
+    Verdict,
+    check_output,
+    compare_output,
+    export,
+    nbytes_on_disk,
+    target_of,
+    validate,
+)
+from edgesparse.model import CapturedModel, CompressedModel, Source
+from edgesparse.packed import FormatSpec, PackedTensor
+from edgesparse.pattern import DENSE
+from edgesparse.planner.types import Plan
+from edgesparse.registry import Registry
+
+NBYTES = 1000
+
+
+class Toy:
+    """A target whose file is a thousand zeros."""
+
+    suffix = ".toy"
+    accepts = frozenset({"dense4"})
+    packages: tuple[str, ...] = ()
+    extra = "toy"
+    fails: BaseException | None = None
+
+    def export(self, compressed: CompressedModel, path: Path, **options: Any) -> Artifact:
+        path.write_bytes(bytes(NBYTES))
+        if self.fails is not None:
+            raise self.fails
+        return Artifact(path=path, target="toy", nbytes=NBYTES, tool_versions={"toy": "1"})
+
+    def validate(self, path: Path, compressed: CompressedModel, **options: Any) -> Verdict:
+        return Verdict(path=path, target="toy", layers=(), outputs=())
+
+    def predict_nbytes(self, plan: Plan) -> int:
+        return NBYTES
+
+    def inspect(self, path: Path) -> Mapping[str, Any]:
+        return {"nbytes": path.stat().st_size}
+
+    def run(self, path: Path, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        return inputs
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
+    registry: Registry[Any] = Registry("exporter", {})
+    exporter = Toy()
+    registry.register("toy", exporter)
+    monkeypatch.setattr(exporting, "EXPORTERS", registry)
+    return exporter
+
+
+def model(*, budget: Budget | None = None, target: str | None = None) -> CompressedModel:
+    def nothing() -> Any:
+        raise AssertionError("exporting by registry builds no module")
+
+    captured = CapturedModel(
+        source=Source(kind="module", location="toy"), tensors=(), example_inputs={},
+        skeleton=nothing, weights=nothing,
+    )  # fmt: skip
+    plan = Plan(tensors=(), nbytes=0, budget=budget or Budget(), target=target)
+    return CompressedModel(captured=captured, packed={}, kept={}, plan=plan)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_target_is_inferred_from_the_ending(toy: Toy, tmp_path: Path) -> None:
+    artifact = export(model(), path=tmp_path / "a.toy")
+    assert (artifact.target, artifact.path) == ("toy", tmp_path / "a.toy")
+    assert files(tmp_path) == ["a.toy"]
+    assert exporting.inspect(tmp_path / "a.toy") == {"nbytes": NBYTES}
+
+
+def test_an_unknown_ending_lists_the_known_ones_and_the_nearest(toy: Toy) -> None:
+    with pytest.raises(UsageError, match=r"known: \.toy \(toy\); did you mean \.toy\?"):
+        target_of(Path("model.toyy"))
+
+
+def test_an_ending_that_contradicts_the_target_is_refused(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a file for toy ends in \.toy"):
+        export(model(), "toy", tmp_path / "model.pte")
+    assert files(tmp_path) == []
+
+
+def test_existing_output_needs_force(toy: Toy, tmp_path: Path) -> None:
+    path = tmp_path / "a.toy"
+    path.write_text("precious")
+    with pytest.raises(OutputExists, match="--force"):
+        check_output(None, path, force=False)
+    with pytest.raises(OutputExists):
+        export(model(), path=path)
+    assert path.read_text() == "precious"
+    export(model(), path=path, force=True)
+    assert path.stat().st_size == NBYTES
+
+
+def test_force_replaces_a_package_directory_whole(toy: Toy, tmp_path: Path) -> None:
+    package = tmp_path / "a.toy"
+    (package / "inside").mkdir(parents=True)
+    (package / "inside" / "weights").write_bytes(b"12345")
+    assert nbytes_on_disk(package) == 5
+    export(model(), path=package, force=True)
+    assert package.is_file()
+    assert files(tmp_path) == ["a.toy"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("broken"), KeyboardInterrupt()])
+def test_a_failed_export_leaves_what_was_there(
+    toy: Toy, tmp_path: Path, failure: BaseException
+) -> None:
+    path = tmp_path / "a.toy"
+    path.write_text("precious")
+    toy.fails = failure
+    with pytest.raises(type(failure)):
+        export(model(), path=path, force=True)
+    assert path.read_text() == "precious"
+    assert files(tmp_path) == ["a.toy"]
+
+
+@pytest.mark.parametrize(
+    ("given", "planned", "target", "fits"),
+    [
+        (None, None, None, True),
+        (Budget(file=NBYTES), None, None, True),
+        (Budget(file=NBYTES - 1), None, None, False),
+        (None, Budget(file=NBYTES - 1), "toy", False),
+        # Planned for the packed weights alone: says nothing about this file.
+        (None, Budget(file=NBYTES - 1), None, True),
+        (Budget(file=NBYTES), Budget(file=1), "toy", True),
+    ],
+)
+def test_the_written_file_is_held_against_the_budget(
+    toy: Toy,
+    tmp_path: Path,
+    given: Budget | None,
+    planned: Budget | None,
+    target: str | None,
+    fits: bool,
+) -> None:
+    small = model(budget=planned, target=target)
+    if fits:
+        export(small, path=tmp_path / "a.toy", budget=given)
+        return
+    with pytest.raises(BudgetExceeded, match=r"file 1\.00 kB is over the budget of 999 B"):
+        export(small, path=tmp_path / "a.toy", budget=given)
+    assert files(tmp_path) == []
+    with pytest.raises(BudgetExceeded, match="kept at"):
+        export(small, path=tmp_path / "a.toy", budget=given, keep=True)
+    assert files(tmp_path) == ["a.toy"]
+
+
+def test_a_format_the_target_does_not_know_is_refused_by_layer(toy: Toy, tmp_path: Path) -> None:
+    spec = FormatSpec(
+        name="bitmask3", version=1, bits=3, group_size=32, pattern=DENSE, scale_dtype="float16"
+    )
+    packed = PackedTensor(spec=spec, shape=(1, 1), buffers={"codes": np.zeros(64, np.uint8)})
+    with pytest.raises(Unsupported, match=r"toy cannot hold up \(bitmask3\); it holds dense4"):
+        export(replace(model(), packed={"up": packed}), path=tmp_path / "a.toy")
+    assert files(tmp_path) == []
+
+
+def test_a_missing_package_names_the_extra(toy: Toy, tmp_path: Path) -> None:
+    toy.packages = ("surely_not_installed",)
+    with pytest.raises(MissingDependency, match=r"pip install 'edgesparse\[toy\]'"):
+        export(model(), path=tmp_path / "a.toy")
+    assert files(tmp_path) == []
+
+
+def test_validating_nothing_is_no_proof(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such file"):
+        validate(tmp_path / "a.toy", model())
+    artifact = export(model(), path=tmp_path / "a.toy")
+    assert not validate(artifact, model()).ok
+
+
+def test_a_verdict_needs_every_layer_and_every_output() -> None:
+    equal = LayerCheck(name="up", lowering="exact", max_abs_error=0.0)
+    unread = LayerCheck(name="down", lowering="opaque", max_abs_error=float("nan"))
+    near = OutputCheck(name="logits", max_abs_error=0.1, relative_error=0.01, tolerance=0.02)
+    far = replace(near, relative_error=0.03)
+    verdict = Verdict(path=Path("a.toy"), target="toy", layers=(equal,), outputs=(near,))
+    assert verdict.ok
+    assert equal.equal
+    assert not replace(verdict, outputs=(far,)).ok
+    assert not replace(verdict, layers=(equal, unread)).ok
+    assert "outside tolerance: down" in str(replace(verdict, layers=(equal, unread)))
+    assert verdict.to_json()["layers"][0]["equal"] is True
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "error"),
+    [
+        ([3.0, 4.0], [3.0, 4.0], 0.0),
+        ([3.0, 4.5], [3.0, 4.0], 0.1),  # |0.5| / |(3, 4)|
+        ([0.0], [0.0], 0.0),
+        ([1.0, 2.0], [1.0], np.inf),
+        ([np.nan], [1.0], np.nan),
+    ],
+)
+def test_outputs_are_compared_in_the_two_norm(
+    value: list[float], reference: list[float], error: float
+) -> None:
+    check = compare_output("y", np.array(value), np.array(reference), tolerance=0.05)
+    np.testing.assert_allclose(check.relative_error, error, rtol=1e-12)
+    assert check.ok == (error == 0.0)
+
+
+@pytest.mark.parametrize("name", sorted(EXPORTERS))
+def test_every_exporter_names_itself_without_its_tools(name: str) -> None:
+    exporter = EXPORTERS.get(name)
+    assert exporter.suffix.startswith(".")
+    assert exporter.accepts
+    assert exporter.extra
+    assert exporter.packages
