@@ -214,7 +214,9 @@ class CompressedModel:
         return save(self, Path(path), force=force)
 
     @classmethod
-    def load(cls, path: str | Path, *, source: str | None = None) -> CompressedModel:
+    def load(
+        cls, path: str | Path, *, source: str | Path | CapturedModel | None = None
+    ) -> CompressedModel:
         """Read what ``save`` wrote, every file checked against its SHA-256.
 
         See ``edgesparse.store.load``.

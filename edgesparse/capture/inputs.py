@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def example_inputs(model: Any) -> dict[str, torch.Tensor]:
         modalities = _sequence(model.input_modalities)
         names = {"text": "input_ids", "image": "pixel_values", "audio": "input_features"}
         wanted |= {names[modality] for modality in modalities if modality in names}
-    makers = {
+    makers: dict[str, Callable[[], torch.Tensor]] = {
         "input_ids": lambda: _tokens(config),
         "pixel_values": lambda: _pixels(config),
         "input_features": lambda: _features(config),

@@ -6,5 +6,7 @@ config.json …        the source's own small files, verbatim
 """
 
 from edgesparse.store.layout import Entry, packed_entries, safetensors_nbytes
+from edgesparse.store.loading import load
+from edgesparse.store.saving import save
 
-__all__ = ["Entry", "packed_entries", "safetensors_nbytes"]
+__all__ = ["Entry", "load", "packed_entries", "safetensors_nbytes", "save"]

@@ -108,6 +108,15 @@ def write_tensor_file(path: Path, tensors: Mapping[str, Storable]) -> str:
     return _write(path, layout, tensors)
 
 
+def write_bytes(path: Path, content: bytes) -> str:
+    """Write a new small file, flushed to the disk; return its SHA-256."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
 def _write(path: Path, layout: Layout, tensors: Mapping[str, Storable]) -> str:
     digest = hashlib.sha256(layout.header)
     with path.open("xb") as file:

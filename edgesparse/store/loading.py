@@ -1,0 +1,264 @@
+"""Read a compressed model, believing nothing in it before it is checked.
+
+The directory may come from a stranger. Files are opened only when they are regular files of the
+directory itself; all are held against their SHA-256; the tensors in the file are exactly those the
+manifest promises, and each pack has been checked by its format before anybody computes with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgesparse.errors import CorruptPack, FormatError, SourceError, UnknownName
+from edgesparse.model import CapturedModel, CompressedModel, Source, TensorInfo
+from edgesparse.packed import FORMATS, PackedTensor
+from edgesparse.store.layout import buffer_name
+from edgesparse.store.manifest import (
+    MANIFEST,
+    MAX_MANIFEST_NBYTES,
+    WEIGHTS,
+    FileRecord,
+    Manifest,
+    PackedRecord,
+    read_manifest,
+)
+from edgesparse.store.tensorfile import TensorFile
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load(path: Path, *, source: str | Path | CapturedModel | None = None) -> CompressedModel:
+    """Read what ``save`` wrote; packed buffers and kept tensors stay memory-mapped.
+
+    Args:
+        path: The directory.
+        source: The model it was made from, for the kinds that cannot be rebuilt from the
+            directory: code is never imported because a manifest says so. With it, the original
+            weights are also at hand.
+
+    Raises:
+        SourceError: No compressed model there, or ``source`` is needed or another model.
+        FormatError: Written by a newer version, or a format that is not installed.
+        CorruptPack: Damaged, or contradicting itself.
+    """
+    manifest = read_manifest(_manifest_text(path))
+    weights = _open_files(path, manifest)
+    packed, kept = _split(manifest, weights)
+    return CompressedModel(
+        captured=_captured(path, manifest, source),
+        packed=packed,
+        kept=kept,
+        plan=manifest.plan,
+        errors=manifest.errors,
+        metadata=manifest.metadata,
+    )
+
+
+def _manifest_text(directory: Path) -> bytes:
+    path = directory / MANIFEST
+    if not path.exists() and not path.is_symlink():
+        raise SourceError(
+            f"{directory}: no {MANIFEST}; expected a directory written by compress"
+            if directory.is_dir()
+            else f"{directory}: no such directory"
+        )
+    size = _regular_size(path)
+    if size > MAX_MANIFEST_NBYTES:
+        raise CorruptPack(f"{path}: {size} bytes, more than any manifest; damaged")
+    return _read(path)
+
+
+def _open_files(directory: Path, manifest: Manifest) -> TensorFile:
+    """Check every file against the manifest; return the weights, mapped."""
+    if WEIGHTS not in manifest.files:
+        raise CorruptPack(f"{directory / MANIFEST}: does not list {WEIGHTS}; damaged")
+    for name, record in manifest.files.items():
+        size = _regular_size(directory / name)
+        if size != record.nbytes:
+            raise CorruptPack(
+                f"{directory / name}: {size} bytes, the manifest says {record.nbytes}; truncated "
+                "or replaced: get it again"
+            )
+    for name, record in manifest.files.items():
+        if name != WEIGHTS:
+            text = _read(directory / name)
+            _check_digest(directory / name, hashlib.sha256(text).hexdigest(), record)
+    # Hashed through the very mapping that is used afterwards: the file has no time to change.
+    weights = TensorFile(directory / WEIGHTS)
+    _check_digest(directory / WEIGHTS, weights.sha256(), manifest.files[WEIGHTS])
+    return weights
+
+
+def _regular_size(path: Path) -> int:
+    """Return the size of a regular file; links and devices are refused."""
+    try:
+        status = path.lstat()
+    except OSError as error:
+        raise CorruptPack(f"cannot read {path}: {error.strerror or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise CorruptPack(
+            f"{path}: not a regular file; links are not followed, copy the files themselves"
+        )
+    return status.st_size
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptPack(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _check_digest(path: Path, digest: str, record: FileRecord) -> None:
+    if digest != record.sha256:
+        raise CorruptPack(
+            f"{path}: SHA-256 is {digest[:16]}…, the manifest says {record.sha256[:16]!r}…; the "
+            "file was damaged or changed: get it again"
+        )
+
+
+def _split(
+    manifest: Manifest, weights: TensorFile
+) -> tuple[dict[str, PackedTensor], dict[str, torch.Tensor]]:
+    """Return packed and kept tensors; together they are all there is in the file."""
+    packed, kept, used = {}, {}, set()
+    for tensor in manifest.tensors:
+        record = manifest.packed.get(tensor.name)
+        if record is None:
+            used.add(tensor.name)
+            kept[tensor.name] = _kept(tensor, weights)
+        else:
+            used |= {buffer_name(tensor.name, buffer) for buffer in record.buffers}
+            packed[tensor.name] = _packed(tensor, record, weights)
+    if extra := sorted(set(weights.entries) - used):
+        raise CorruptPack(f"{weights.path}: {extra[0]!r} belongs to no tensor of the manifest")
+    return packed, kept
+
+
+def _kept(tensor: TensorInfo, weights: TensorFile) -> torch.Tensor:
+    entry = weights.entries.get(tensor.name)
+    if entry is None or entry.shape != tensor.shape or entry.dtype != tensor.dtype:
+        found = "nothing" if entry is None else f"{entry.dtype} {entry.shape}"
+        raise CorruptPack(
+            f"{weights.path}: {tensor.name!r} should be {tensor.dtype} {tensor.shape}, found "
+            f"{found}; damaged"
+        )
+    if entry.dtype == "bool" and np.any(weights.array(tensor.name).view(np.uint8) > 1):
+        raise CorruptPack(f"{weights.path}: {tensor.name!r} holds bytes that are not 0 or 1")
+    return weights.tensor(tensor.name)
+
+
+def _packed(tensor: TensorInfo, record: PackedRecord, weights: TensorFile) -> PackedTensor:
+    buffers = {}
+    for buffer in record.buffers:
+        name = buffer_name(tensor.name, buffer)
+        if name not in weights.entries or weights.entries[name].dtype == "bfloat16":
+            raise CorruptPack(f"{weights.path}: buffer {name!r} is missing or of the wrong type")
+        buffers[buffer] = weights.array(name)
+    packed = PackedTensor(spec=record.spec, shape=tensor.shape, buffers=buffers)
+    try:
+        FORMATS.get(record.spec.name).check(packed)
+    except UnknownName as error:
+        raise FormatError(f"{tensor.name}: {error}") from None
+    except FormatError as error:
+        raise type(error)(f"{tensor.name}: {error}") from None
+    return packed
+
+
+def _captured(
+    directory: Path, manifest: Manifest, given: str | Path | CapturedModel | None
+) -> CapturedModel:
+    """Return the structure the tensors belong to, described as the manifest does."""
+    structure = _structure(directory, manifest, given)
+    found = {tensor.name: tensor for tensor in structure.tensors}
+    for tensor in manifest.tensors:
+        other = found.pop(tensor.name, None)
+        if other is None or (other.shape, other.aliases) != (tensor.shape, tensor.aliases):
+            raise _not_this_model(directory, tensor.name, given)
+    if found:
+        raise _not_this_model(directory, next(iter(found)), given)
+    return CapturedModel(
+        source=Source(
+            kind=manifest.source_kind,
+            location=manifest.source_location,
+            files=tuple(directory / name for name in manifest.files if name != WEIGHTS),
+            recorded_sha256=manifest.source_sha256,
+        ),
+        tensors=manifest.tensors,
+        example_inputs=structure.example_inputs,
+        skeleton=structure.skeleton,
+        weights=structure.weights,
+        task=structure.task,
+        config=structure.config,
+    )
+
+
+def _structure(
+    directory: Path, manifest: Manifest, given: str | Path | CapturedModel | None
+) -> CapturedModel:
+    if isinstance(given, CapturedModel):
+        return given
+    if given is not None:
+        from edgesparse.capture import (
+            load as capture,
+        )  # here: capture reads files with this package
+
+        return capture(given)
+    if manifest.source_kind != "huggingface" or "config.json" not in manifest.files:
+        raise SourceError(
+            f"{directory}: made from {manifest.source_location!r}, which cannot be rebuilt from "
+            "these files, and code is never imported unasked; pass it again as source"
+        )
+    return _from_config(directory, manifest)
+
+
+def _from_config(directory: Path, manifest: Manifest) -> CapturedModel:
+    import torch
+
+    from edgesparse.capture.architecture import read_architecture
+    from edgesparse.capture.huggingface import capture_architecture
+
+    architecture = read_architecture(directory, max_parameters=8 * len(manifest.tensors) + 1000)
+    return capture_architecture(
+        architecture,
+        dtypes={tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.tensors},
+        source=Source(kind="huggingface", location=str(directory)),
+        weights=_original_weights(directory, manifest),
+    )
+
+
+def _original_weights(
+    directory: Path, manifest: Manifest
+) -> Callable[[], Mapping[str, torch.Tensor]]:
+    """Return a way to the weights the model was made from, if they are still where they were."""
+
+    def weights() -> Mapping[str, torch.Tensor]:
+        from edgesparse.capture import load as capture
+
+        where = Path(manifest.source_location)
+        advice = "pass the original model as source, or as the teacher"
+        if not manifest.source_sha256 or not where.is_dir():
+            raise SourceError(f"{directory}: the original weights are not at {where}; {advice}")
+        original = capture(where)
+        if original.source.sha256 != manifest.source_sha256:
+            raise SourceError(f"{where}: other weights than {directory} was made from; {advice}")
+        return original.weights()
+
+    return weights
+
+
+def _not_this_model(
+    directory: Path, tensor: str, given: str | Path | CapturedModel | None
+) -> CorruptPack | SourceError:
+    if given is None:
+        return CorruptPack(f"{directory}: {tensor!r} differs between config.json and {MANIFEST}")
+    return SourceError(
+        f"{directory}: {tensor!r} is not the same in the given source; it is another model"
+    )
