@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
     from edgesparse.recipe import Recipe, Rule
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-DEFAULT_BITS = 4
-DEFAULT_GROUP_SIZE = 128
-DEFAULT_EMBEDDING_BITS = 8
-EMBEDDING_GROUP_SIZE = 32
 
 
 class BudgetType(click.ParamType[Budget]):
@@ -118,7 +114,7 @@ def recipe_from(options: dict[str, Any]) -> Recipe | None:
     given = {name: value for name, value in options.items() if value is not None}
     file = given.pop("recipe_file", None)
     if file is None:
-        return Recipe((*_embedding_rules(given), _main_rule(given))) if given else None
+        return Recipe((_embedding_rule(given), _main_rule(given))) if given else None
     if given:
         name = next(iter(given)).replace("_", "-")
         raise UsageError(f"--recipe replaces --{name}; say it in the recipe file instead")
@@ -128,38 +124,27 @@ def recipe_from(options: dict[str, Any]) -> Recipe | None:
 def _main_rule(given: dict[str, Any]) -> Rule:
     """Return the rule for every compressible tensor that is no embedding."""
     from edgesparse.pattern import Pattern
-    from edgesparse.recipe import ADJUSTABLE, Rule
+    from edgesparse.planner.default import EVERYTHING
 
     pattern = given.get("pattern", "unstructured")
     if "pattern" in given and "sparsity" not in given and ":" not in pattern:
         raise UsageError(f"--pattern {pattern} does not say how much to remove; add --sparsity")
     asked = {"sparsity" if name == "pattern" else name for name in given}
-    return Rule(
+    chosen = {n: given[n] for n in ("bits", "group_size", "method", "quantizer") if n in given}
+    return replace(
+        EVERYTHING,
         pattern=Pattern.parse(pattern, sparsity=given.get("sparsity", 0.0)),
-        bits=given.get("bits", DEFAULT_BITS),
-        group_size=given.get("group_size", DEFAULT_GROUP_SIZE),
-        adjustable=ADJUSTABLE - asked,
-        **{name: given[name] for name in ("method", "quantizer") if name in given},
+        adjustable=EVERYTHING.adjustable - asked,
+        **chosen,
     )
 
 
-def _embedding_rules(given: dict[str, Any]) -> list[Rule]:
-    """Return the rule for embeddings: looked up, not multiplied, they are quantized, not pruned.
+def _embedding_rule(given: dict[str, Any]) -> Rule:
+    """Return the rule for embeddings: quantized, never pruned; open to a budget unless given."""
+    from edgesparse.planner.default import EMBEDDINGS
 
-    8 bits cost no accuracy that can be measured; a budget may lower them.
-    """
-    from edgesparse.model import TensorKind
-    from edgesparse.recipe import Rule
-
-    bits = given.get("embedding_bits", 16 if given.get("bits") == 16 else DEFAULT_EMBEDDING_BITS)
-    if bits == 16:
-        return [Rule(kind=TensorKind.EMBEDDING)]
-    return [
-        Rule(
-            kind=TensorKind.EMBEDDING,
-            bits=bits,
-            group_size=EMBEDDING_GROUP_SIZE,
-            quantizer="rtn",
-            adjustable=frozenset() if "embedding_bits" in given else frozenset({"bits"}),
-        )
-    ]
+    if "embedding_bits" in given:
+        return replace(EMBEDDINGS, bits=given["embedding_bits"], adjustable=frozenset())
+    if given.get("bits") == 16:
+        return replace(EMBEDDINGS, bits=16)
+    return EMBEDDINGS

@@ -75,9 +75,10 @@ def compress(
     recipe = recipe_from(options)
     from edgesparse.capture import load
     from edgesparse.planner import plan as make_plan
-    from edgesparse.store import check_output
+    from edgesparse.store.atomic import refuse_existing
+    from edgesparse.store.saving import is_compressed_model
 
-    check_output(output, force=force)
+    refuse_existing(output, force=force, replaceable=is_compressed_model)
     captured = load(model)
     plan = make_plan(captured, recipe, budget=budget, target=target)
     data = _calibration.choose(
