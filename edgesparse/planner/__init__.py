@@ -1,5 +1,6 @@
 """Plans: what to do with every tensor, and what it will cost, before any weight is touched."""
 
-from edgesparse.planner.types import Plan, TensorPlan
+from edgesparse.planner.planning import plan
+from edgesparse.planner.types import MemoryTerm, Plan, TensorPlan
 
-__all__ = ["Plan", "TensorPlan"]
+__all__ = ["MemoryTerm", "Plan", "TensorPlan", "plan"]

@@ -1,0 +1,103 @@
+"""What could be done with one tensor: every candidate with its bytes and its predicted loss."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from edgesparse.budget import format_size
+from edgesparse.model import TensorInfo, TensorKind
+from edgesparse.pattern import Pattern
+from edgesparse.planner.choose import choose
+from edgesparse.planner.error_model import gaussian_error
+from edgesparse.planner.types import TensorPlan
+from edgesparse.recipe import Rule
+
+BITS = (16, 8, 4, 3, 2)
+GROUP_SIZES = (32, 128)
+# More than 75 % is left to those who ask for it: no one-shot solver keeps a model usable there.
+SPARSITIES = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing that can be done to one tensor.
+
+    Attributes:
+        entry: What, and its packed bytes.
+        loss: Predicted increase of the model's loss.
+    """
+
+    entry: TensorPlan
+    loss: float
+
+
+def candidates(
+    tensor: TensorInfo, rule: Rule | None, sensitivity: Mapping[str, float]
+) -> list[Candidate]:
+    """Return what the rule allows, at least one; of equal bytes in a format only the best.
+
+    Args:
+        tensor: The tensor.
+        rule: The rule that matched it; None leaves it as it is.
+        sensitivity: Loss of the model per relative error of a tensor, by name.
+    """
+    best: dict[tuple[str, int], Candidate] = {}
+    for variant in _variants(tensor, rule):
+        entry = plan_tensor(tensor, variant)
+        candidate = Candidate(entry, expected_loss(entry, sensitivity))
+        key = (entry.spec.name if entry.spec else "", entry.nbytes)
+        if key not in best or candidate.loss < best[key].loss:
+            best[key] = candidate
+    return list(best.values())
+
+
+def expected_loss(entry: TensorPlan, sensitivity: Mapping[str, float]) -> float:
+    """Return the predicted loss of one entry.
+
+    A tensor nobody measured counts by its number of weights, which makes all of them alike.
+    """
+    weight = sensitivity.get(entry.tensor.name, float(entry.tensor.numel))
+    return weight * expected_error(entry)
+
+
+def plan_tensor(tensor: TensorInfo, rule: Rule | None) -> TensorPlan:
+    """Return what a rule comes to for one tensor: packed only where that is smaller."""
+    as_it_is = TensorPlan(tensor=tensor, rule=None, spec=None, nbytes=tensor.nbytes)
+    if rule is None:
+        return replace(as_it_is, reason=tensor.reason or "no rule")
+    if not tensor.compressible:
+        return replace(as_it_is, reason=tensor.reason or "not a matrix")
+    storage = choose(rule, tensor.shape)
+    if storage is None:
+        return replace(as_it_is, reason="16 bits, nothing removed")
+    if storage.nbytes >= tensor.nbytes:
+        size = format_size(storage.nbytes)
+        return replace(as_it_is, reason=f"packed would be larger: {size}")
+    return TensorPlan(tensor=tensor, rule=rule, spec=storage.spec, nbytes=storage.nbytes)
+
+
+def expected_error(entry: TensorPlan) -> float:
+    """Return the relative error expected of a tensor nobody has looked at."""
+    if entry.spec is None:
+        return 0.0
+    return gaussian_error(entry.spec.bits, entry.spec.group_size, entry.spec.pattern)
+
+
+def _variants(tensor: TensorInfo, rule: Rule | None) -> Iterator[Rule | None]:
+    """Yield the rule with every value its adjustable fields may take."""
+    if rule is None or not tensor.compressible or not rule.adjustable:
+        yield rule
+        return
+    bits = BITS if "bits" in rule.adjustable else (rule.bits,)
+    groups = GROUP_SIZES if "group_size" in rule.adjustable else (rule.group_size,)
+    for b, group_size, pattern in itertools.product(bits, groups, _patterns(tensor, rule)):
+        yield replace(rule, bits=b, group_size=group_size, pattern=pattern)
+
+
+def _patterns(tensor: TensorInfo, rule: Rule) -> list[Pattern]:
+    """Return the patterns the planner may choose; a look-up table is never pruned on its own."""
+    if "sparsity" not in rule.adjustable or tensor.kind == TensorKind.EMBEDDING:
+        return [rule.pattern]
+    return [rule.pattern.with_sparsity(sparsity) for sparsity in SPARSITIES]

@@ -1,0 +1,73 @@
+"""What pruning and rounding do to a weight nobody has looked at: the error of a Gaussian matrix.
+
+Before calibration nothing is known of a weight but its shape, and the weights of trained networks
+are close to Gaussian. The relative error ``|W - W'|² / |W|²`` of a fixed Gaussian sample, pruned by
+magnitude in the pattern and rounded to nearest with the best of a few scales, orders the ways to
+spend bytes; solvers that correct errors stay below it by a similar factor everywhere.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesparse.pattern import Pattern
+
+_SHAPE = (64, 1024)
+# Scales tried, as fractions of the one that just reaches the largest weight of a group.
+_CLIPS = np.linspace(0.3, 1.0, 15)
+
+
+@lru_cache(maxsize=1024)
+def gaussian_error(bits: int, group_size: int, pattern: Pattern) -> float:
+    """Return the expected relative squared error of a weight.
+
+    Args:
+        bits: Bits of a code; 16 rounds nothing.
+        group_size: Columns per scale; 0 with 16 bits.
+        pattern: What is removed.
+    """
+    weight = np.random.default_rng(0).standard_normal(_SHAPE)
+    kept = _prune(weight, pattern)
+    if bits < 16:
+        kept = _round(kept, bits, min(group_size, kept.shape[1]))
+    weight = weight[: kept.shape[0], : kept.shape[1]]  # what the pattern and groups divide
+    return float(((weight - kept) ** 2).sum() / (weight**2).sum())
+
+
+def _prune(weight: NDArray[np.float64], pattern: Pattern) -> NDArray[np.float64]:
+    """Return ``weight`` with the smallest removed as the pattern says."""
+    if pattern.is_dense:
+        return weight
+    if pattern.n_of_m:
+        keep, of = pattern.n_of_m
+        columns = weight.shape[1] // of * of
+        groups = np.abs(weight[:, :columns]).reshape(len(weight), -1, of)
+        rank = (-groups).argsort(axis=2).argsort(axis=2)
+        return np.where((rank < keep).reshape(len(weight), columns), weight[:, :columns], 0)
+    rows, columns = pattern.block
+    blocks = weight[: len(weight) // rows * rows, : weight.shape[1] // columns * columns]
+    norms = (blocks**2).reshape(-1, rows, blocks.shape[1] // columns, columns).sum(axis=(1, 3))
+    keep_blocks = norms > np.quantile(norms, pattern.sparsity)
+    mask = keep_blocks.repeat(rows, axis=0).repeat(columns, axis=1)
+    return np.where(mask, blocks, 0)
+
+
+def _round(weight: NDArray[np.float64], bits: int, group_size: int) -> NDArray[np.float64]:
+    """Return ``weight`` on the signed grid of ``bits`` bits, each group with its best scale."""
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    columns = weight.shape[1] // group_size * group_size
+    groups = weight[:, :columns].reshape(-1, group_size)
+    reach = np.abs(groups).max(axis=1, keepdims=True)
+    reach[reach == 0] = 1
+    best, error = groups, np.full(len(groups), np.inf)
+    for clip in _CLIPS:
+        # -low rather than high: two-bit codes reach one step further below zero than above.
+        scale = clip * reach / -low
+        rounded = np.clip(np.rint(groups / scale), low, high) * scale
+        found = ((rounded - groups) ** 2).sum(axis=1)
+        better = found < error
+        best, error = np.where(better[:, None], rounded, best), np.minimum(error, found)
+    return best.reshape(len(weight), columns)

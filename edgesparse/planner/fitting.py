@@ -1,0 +1,134 @@
+"""Fit a model into a budget: candidates of every tensor, their costs, and the best choice.
+
+Rules are constraints: only the fields they leave open vary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesparse.budget import Budget
+from edgesparse.model import CapturedModel, TensorInfo
+from edgesparse.planner.allocate import Limit, allocate
+from edgesparse.planner.candidates import Candidate, candidates
+from edgesparse.planner.peak import fixed_terms, held_nbytes
+from edgesparse.planner.predict import FilePrediction
+from edgesparse.planner.refusal import Smallest, contradiction, refusal
+from edgesparse.planner.types import TensorPlan
+from edgesparse.recipe import ADJUSTABLE, Rule
+
+# What the expected size of a random mask may miss by, kept free where the planner removes weights.
+_MASK_SLACK = 0.003
+# A header grows or shrinks a little with the choice; it is settled in so many rounds.
+_ROUNDS = 8
+
+Ruled = Sequence[tuple[TensorInfo, Rule | None]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The problem: a model, what may be done with each tensor, and the limits.
+
+    Attributes:
+        captured: The model.
+        ruled: Every tensor with its rule.
+        budget: The limits, at least one.
+        target: Whose file and runtime the limits are about.
+        predict_file: Predicts the bytes ``budget.file`` limits.
+        sensitivity: See ``candidates``.
+    """
+
+    captured: CapturedModel
+    ruled: Ruled
+    budget: Budget
+    target: str | None
+    predict_file: FilePrediction
+    sensitivity: Mapping[str, float]
+
+    def solve(self) -> list[TensorPlan]:
+        """Return the entries of least predicted loss that keep the budget.
+
+        Raises:
+            BudgetExceeded: There are none.
+            UsageError: ``peak`` is limited but cannot be predicted.
+        """
+        options = self._options(self.ruled)
+        limits = self._limits(options)
+        for limit in limits:
+            if limit.smallest_nbytes > limit.nbytes:
+                raise refusal(limit, self._smallest(limit, options), target=self.target)
+        for _ in range(_ROUNDS):
+            choice = allocate([_losses(of) for of in options], *limits)
+            if choice is None:
+                break
+            entries = [of[i].entry for of, i in zip(options, choice, strict=True)]
+            real = self._real_fixed_nbytes(limits[0], entries, choice)
+            if real <= limits[0].fixed_nbytes:
+                return entries
+            limits[0] = replace(limits[0], fixed_nbytes=real)
+        if len(limits) > 1:
+            raise contradiction(*limits)
+        raise refusal(limits[0], self._smallest(limits[0], options), target=self.target)
+
+    def _options(self, ruled: Ruled) -> list[list[Candidate]]:
+        return [candidates(tensor, rule, self.sensitivity) for tensor, rule in ruled]
+
+    def _limits(self, options: Sequence[Sequence[Candidate]]) -> list[Limit]:
+        """Return the limits that are set, the file first: it is the one solved exactly."""
+        limits = []
+        if self.budget.file is not None:
+            empty = self.predict_file([])
+            costs = [np.array([self._file_cost(c.entry, empty) for c in of]) for of in options]
+            cheapest = [int(of.argmin()) for of in costs]
+            limit = Limit("file", self.budget.file, costs, 0)
+            entries = [of[i].entry for of, i in zip(options, cheapest, strict=True)]
+            fixed = self._real_fixed_nbytes(limit, entries, cheapest)
+            limits.append(replace(limit, fixed_nbytes=fixed))
+        if self.budget.peak is not None:
+            costs = [np.array([held_nbytes(c.entry, self.target) for c in of]) for of in options]
+            fixed = sum(term.nbytes for term in fixed_terms(self.captured, self.target))
+            limits.append(Limit("peak", self.budget.peak, costs, fixed))
+        return limits
+
+    def _file_cost(self, entry: TensorPlan, empty: int) -> int:
+        """Return what one entry adds to the file."""
+        nbytes = entry.nbytes if self.target is None else self.predict_file([entry]) - empty
+        rule = entry.rule
+        random = rule is not None and not rule.pattern.is_dense and rule.pattern.n_of_m is None
+        if rule is not None and random and "sparsity" in rule.adjustable:
+            nbytes += round(_MASK_SLACK * nbytes)
+        return nbytes
+
+    def _real_fixed_nbytes(
+        self, limit: Limit, entries: Sequence[TensorPlan], choice: Sequence[int]
+    ) -> int:
+        """Return what the whole takes beyond the sum of its parts' costs, at least 0."""
+        if limit.name != "file":
+            return limit.fixed_nbytes
+        empty = self.predict_file([])
+        parts = sum(
+            entry.nbytes if self.target is None else self.predict_file([entry]) - empty
+            for entry in entries
+        )
+        return max(0, self.predict_file(entries) - parts)
+
+    def _smallest(self, limit: Limit, options: Sequence[Sequence[Candidate]]) -> Smallest:
+        """Return the smallest plan there is, and the size without the recipe's constraints."""
+        best = [int(of.argmin()) for of in limit.costs]
+        entries = [of[i].entry for of, i in zip(options, best, strict=True)]
+        nbytes = [int(of[i]) for of, i in zip(limit.costs, best, strict=True)]
+        free = None
+        if any(rule is not None and rule.adjustable != ADJUSTABLE for _, rule in self.ruled):
+            opened = [(t, rule and replace(rule, adjustable=ADJUSTABLE)) for t, rule in self.ruled]
+            problem = replace(self, ruled=opened)
+            limits = problem._limits(problem._options(opened))
+            free = next(of for of in limits if of.name == limit.name).smallest_nbytes
+        return Smallest(entries=entries, nbytes=nbytes, without_constraints=free)
+
+
+def _losses(options: Sequence[Candidate]) -> NDArray[np.float64]:
+    return np.array([candidate.loss for candidate in options])

@@ -1,0 +1,120 @@
+"""Peak memory in a target's runtime, as a sum of named parts.
+
+    weights       as the runtime holds them, which is rarely as the file does
+    activations   the most bytes of results alive at once in one forward pass
+    key/value     the cache of a language model over its context, where the runtime keeps one
+    runtime       what an empty program already takes
+
+Target by target how a weight is held: here (no target) packed weights stay packed and the others
+are float32. ExecuTorch maps packed weights from the file and keeps the others as float32. Core ML,
+outside of the Neural Engine, decodes every weight to float16 when it loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgesparse.errors import UsageError
+from edgesparse.model import DTYPE_NBYTES, CapturedModel
+from edgesparse.planner.types import MemoryTerm, TensorPlan
+
+_FLOAT32_NBYTES = 4
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a target's runtime holds things.
+
+    Attributes:
+        float_nbytes: Bytes of an element of activations and of weights left as they are.
+        decodes: Whether packed weights are held as floats.
+        caches: Whether the program keeps keys and values between calls.
+        empty_nbytes: What an empty program takes.
+    """
+
+    float_nbytes: int
+    decodes: bool
+    caches: bool
+    empty_nbytes: int
+
+
+RUNTIMES: dict[str | None, Runtime] = {
+    None: Runtime(float_nbytes=4, decodes=False, caches=True, empty_nbytes=0),
+    "executorch": Runtime(float_nbytes=4, decodes=False, caches=False, empty_nbytes=3_500_000),
+    "coreml": Runtime(float_nbytes=2, decodes=True, caches=False, empty_nbytes=3_500_000),
+}
+
+
+def has_memory_model(target: str | None) -> bool:
+    """Whether the peak memory of a target can be predicted."""
+    return target in RUNTIMES
+
+
+def held_nbytes(entry: TensorPlan, target: str | None) -> int:
+    """Return the bytes one tensor takes in the target's runtime."""
+    runtime, tensor = RUNTIMES[target], entry.tensor
+    if entry.spec is not None:
+        return runtime.float_nbytes * tensor.numel if runtime.decodes else entry.nbytes
+    floats = tensor.dtype in ("float16", "bfloat16", "float32", "float64")
+    return tensor.numel * (runtime.float_nbytes if floats else DTYPE_NBYTES[tensor.dtype])
+
+
+def memory_terms(
+    captured: CapturedModel, entries: Sequence[TensorPlan], target: str | None
+) -> tuple[MemoryTerm, ...]:
+    """Return every part of the predicted peak memory."""
+    weights = MemoryTerm(
+        name="weights",
+        nbytes=sum(held_nbytes(entry, target) for entry in entries),
+        basis=f"as {target or 'the packed runtime'} holds them",
+    )
+    return (weights, *fixed_terms(captured, target))
+
+
+def fixed_terms(captured: CapturedModel, target: str | None) -> tuple[MemoryTerm, ...]:
+    """Return the parts that no plan changes.
+
+    Raises:
+        UsageError: The model cannot run on shapes alone, so nobody can say what it needs.
+    """
+    from edgesparse.planner.activations import peak_activation_nbytes
+
+    runtime = RUNTIMES[target]
+    activations = peak_activation_nbytes(captured)
+    if activations is None:
+        raise UsageError(
+            f"{captured.name}: the forward pass cannot be traced without weights, so its peak "
+            "memory cannot be predicted; leave peak out of the budget"
+        )
+    terms = [
+        MemoryTerm(
+            name="activations",
+            nbytes=activations * runtime.float_nbytes // _FLOAT32_NBYTES,
+            basis="results alive at once on the example inputs, traced on shapes",
+        )
+    ]
+    if runtime.caches and (cache := kv_cache_nbytes(captured, runtime.float_nbytes)):
+        terms.append(
+            MemoryTerm(name="key/value cache", nbytes=cache, basis="over the model's context")
+        )
+    if runtime.empty_nbytes:
+        terms.append(
+            MemoryTerm(name="runtime", nbytes=runtime.empty_nbytes, basis="an empty program")
+        )
+    return tuple(terms)
+
+
+def kv_cache_nbytes(captured: CapturedModel, float_nbytes: int) -> int:
+    """Return the bytes of a full key/value cache, 0 for models without one."""
+    config = captured.config
+    names = (
+        "num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings"
+    )  # fmt: skip
+    sizes = [config.get(name) for name in names]
+    if captured.task != "causal-lm" or not all(isinstance(size, int) for size in sizes):
+        return 0
+    layers, heads, hidden, context = (int(size) for size in sizes if isinstance(size, int))
+    width = config.get("head_dim") or hidden // heads
+    kv_heads = config.get("num_key_value_heads") or heads
+    return 2 * layers * int(kv_heads) * int(width) * context * float_nbytes

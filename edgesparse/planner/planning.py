@@ -1,0 +1,148 @@
+"""``plan``: what to do with every tensor of a model, and what it will cost.
+
+Only shapes are read. A recipe alone is applied as it stands. With a budget the fields its rules
+leave open are chosen for all tensors together, least predicted loss within the limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from edgesparse.budget import Budget, format_size
+from edgesparse.errors import BudgetExceeded
+from edgesparse.model import CapturedModel
+from edgesparse.pattern import DENSE
+from edgesparse.planner.candidates import expected_loss, plan_tensor
+from edgesparse.planner.default import default_recipe
+from edgesparse.planner.fitting import Fit, Ruled
+from edgesparse.planner.peak import has_memory_model, memory_terms
+from edgesparse.planner.predict import artifact_prediction, weights_nbytes
+from edgesparse.planner.types import MemoryTerm, Plan, TensorPlan
+from edgesparse.recipe import Recipe
+
+
+def plan(
+    captured: CapturedModel,
+    recipe: Recipe | None = None,
+    *,
+    budget: Budget | None = None,
+    target: str | None = None,
+    sensitivity: Mapping[str, float] | None = None,
+) -> Plan:
+    """Plan what to do with every tensor, without reading a weight.
+
+    Args:
+        captured: The model.
+        recipe: What is wanted; None is 4 bits everywhere, all of it open to the budget.
+        budget: Limits; what the recipe leaves open is chosen to keep them.
+        target: Exporter whose file and runtime the budget is about; None for the packed model.
+        sensitivity: Loss of the model per relative error of a tensor, by tensor name, as measured;
+            None counts every tensor by its number of weights.
+
+    Raises:
+        BudgetExceeded: No choice keeps the budget; says what could be reached.
+        UnknownName: A method, quantizer or target that no registry knows.
+        UsageError: The peak memory cannot be predicted, and the budget limits it.
+
+    Example:
+        >>> import torch, edgesparse
+        >>> model = edgesparse.load(torch.nn.Linear(256, 64), example_inputs=torch.zeros(1, 256))
+        >>> [entry.spec.name for entry in plan(model).tensors if entry.spec]
+        ['dense4']
+    """
+    recipe, budget = recipe or default_recipe(), budget or Budget()
+    _check_names(recipe, target)
+    ruled = [(tensor, recipe.rule_for(tensor)) for tensor in captured.tensors]
+    if budget.is_unlimited:
+        entries = [plan_tensor(tensor, rule) for tensor, rule in ruled]
+    else:
+        entries = _fit(captured, ruled, budget, target, sensitivity or {})
+    made = _finish(captured, entries, budget, target, sensitivity or {})
+    made = replace(made, notes=(*made.notes, *_unused(recipe, captured)))
+    return _with_alternative(captured, made, sensitivity or {}) if made.is_sparse else made
+
+
+def _check_names(recipe: Recipe, target: str | None) -> None:
+    """Refuse names no registry knows before anything is done."""
+    from edgesparse.prune import PRUNERS
+    from edgesparse.quantize import QUANTIZERS
+
+    for rule in recipe.rules:
+        if rule.method not in PRUNERS:
+            PRUNERS.get(rule.method)
+        if rule.quantizer not in QUANTIZERS:
+            QUANTIZERS.get(rule.quantizer)
+    if target is not None and not has_memory_model(target):
+        from edgesparse.exporting import EXPORTERS
+
+        if target not in EXPORTERS:
+            EXPORTERS.get(target)
+
+
+def _fit(
+    captured: CapturedModel,
+    ruled: Ruled,
+    budget: Budget,
+    target: str | None,
+    sensitivity: Mapping[str, float],
+) -> list[TensorPlan]:
+    predict = weights_nbytes if target is None else artifact_prediction(target)
+    return Fit(captured, ruled, budget, target, predict, sensitivity).solve()
+
+
+def _finish(
+    captured: CapturedModel,
+    entries: Sequence[TensorPlan],
+    budget: Budget,
+    target: str | None,
+    sensitivity: Mapping[str, float],
+) -> Plan:
+    """Return the plan of these entries, with everything predicted about it."""
+    memory: tuple[MemoryTerm, ...] = ()
+    if budget.peak is not None or (target is not None and has_memory_model(target)):
+        memory = memory_terms(captured, entries, target)
+    weights = 1 if sensitivity else max(1, captured.num_parameters)
+    return Plan(
+        tensors=tuple(entries),
+        nbytes=weights_nbytes(entries),
+        budget=budget,
+        target=target,
+        artifact_nbytes=None if target is None else artifact_prediction(target)(entries),
+        memory=memory,
+        loss=sum(expected_loss(entry, sensitivity) for entry in entries) / weights,
+    )
+
+
+def _unused(recipe: Recipe, captured: CapturedModel) -> list[str]:
+    """Return a note for every rule that decides nothing: most often a name mistyped."""
+    used = {id(recipe.rule_for(tensor)) for tensor in captured.tensors}
+    return [
+        f"rule {i + 1} of the recipe decides about no tensor"
+        for i, rule in enumerate(recipe.rules)
+        if id(rule) not in used and rule.name is not None
+    ]
+
+
+def _with_alternative(
+    captured: CapturedModel, made: Plan, sensitivity: Mapping[str, float]
+) -> Plan:
+    """Add the plan of at most the same bytes that removes nothing and gives up bits instead.
+
+    Pruned tensors become dense with as many bits as the bytes pay for, mixed over the tensors;
+    everything else stays as in the plan.
+    """
+    ruled = []
+    for entry in made.tensors:
+        rule = entry.rule
+        if rule is not None:
+            open_fields = () if rule.pattern.is_dense else ("bits",)
+            rule = replace(rule, pattern=DENSE, adjustable=frozenset(open_fields))
+        ruled.append((entry.tensor, rule))
+    try:
+        entries = _fit(captured, ruled, Budget(file=made.nbytes), None, sensitivity)
+    except BudgetExceeded:
+        note = f"no plan without sparsity is as small as {format_size(made.nbytes)}"
+        return replace(made, notes=(*made.notes, note))
+    other = _finish(captured, entries, made.budget, made.target, sensitivity)
+    return replace(made, dense_alternative=other)
