@@ -1,0 +1,110 @@
+"""The module that is exported, and its twin that computes the same on the host in torch.
+
+Both start from the structure with all weights decoded; every use of a packed tensor with a form of
+its own is then replaced. Nothing the compressed model holds is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from edgesparse.errors import Unsupported
+from edgesparse.packed import Codes, PackedTensor
+from edgesparse.runtime.modules import build_decoded
+from edgesparse_converters.executorch.arithmetic import DynamicLinear
+from edgesparse_converters.executorch.embedding import QuantizedEmbedding
+from edgesparse_converters.executorch.lowering import Form, Use
+from edgesparse_converters.executorch.quiet import quiet
+
+if TYPE_CHECKING:
+    from edgesparse.model import CompressedModel
+
+Replace = Callable[[nn.Module, Use, PackedTensor], nn.Module]
+
+
+def build_module(compressed: CompressedModel, uses: Iterable[Use]) -> nn.Module:
+    """Return the float32 module whose graph becomes the program.
+
+    Raises:
+        Unsupported: A weight whose scales the target would round.
+    """
+    return _build(compressed, uses, _exported)
+
+
+def build_reference(compressed: CompressedModel, uses: Iterable[Use]) -> nn.Module:
+    """Return the module that computes in torch what the program computes in its runtime."""
+    return _build(compressed, uses, _reference)
+
+
+def _build(compressed: CompressedModel, uses: Iterable[Use], replace: Replace) -> nn.Module:
+    module = build_decoded(compressed)
+    with torch.no_grad():
+        for use in uses:
+            owner = module.get_submodule(use.module)
+            new = replace(owner, use, compressed.packed[use.tensor])
+            if new is not owner:
+                _set_submodule(module, use.module, new)
+    return module
+
+
+def _set_submodule(module: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, new)
+
+
+def _exported(owner: nn.Module, use: Use, packed: PackedTensor) -> nn.Module:
+    if use.form is Form.FLOAT32:
+        return owner
+    if isinstance(owner, nn.Embedding):
+        return QuantizedEmbedding(packed.codes)
+    setattr(owner, use.attribute, nn.Parameter(xnnpack_weight(packed.codes, use.name), False))
+    return owner
+
+
+def _reference(owner: nn.Module, use: Use, packed: PackedTensor) -> nn.Module:
+    if use.form in (Form.XNNPACK4, Form.XNNPACK8):
+        bias = owner.bias
+        return DynamicLinear(
+            torch.from_numpy(packed.decode()), bias if isinstance(bias, Tensor) else None
+        )
+    return owner
+
+
+def xnnpack_weight(codes: Codes, name: str) -> Tensor:
+    """Return codes and scales as the tensor that XNNPACK's partitioner takes as they are.
+
+    Args:
+        codes: 2-D codes of at most 8 bits.
+        name: Named in the message.
+
+    Raises:
+        Unsupported: A scale that bfloat16 would round: XNNPACK stores scales of groups so.
+    """
+    with quiet():
+        from torchao.quantization import IntxUnpackedToInt8Tensor
+        from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
+            IntxUnpackedToInt8TensorActivationQuantization as Activations,
+        )
+
+    values, scales = codes.values, torch.from_numpy(codes.scales.astype("float32"))
+    group = min(codes.group_size, values.shape[1])
+    if not torch.equal(scales.bfloat16().float(), scales):
+        raise Unsupported(
+            f"{name}: a scale has more digits than bfloat16, which XNNPACK would round, so the "
+            "file would not hold these weights; compress again with this version"
+        )
+    weight: Tensor = IntxUnpackedToInt8Tensor(
+        qdata=torch.from_numpy(values.copy()),
+        scale=scales,
+        # XNNPACK ignores zero points of 4-bit weights; ours are always zero.
+        zero_point=torch.zeros_like(scales, dtype=torch.int8),
+        target_dtype=getattr(torch, "int8" if codes.bits == 8 else "int4"),
+        block_size=(1, group),
+        dtype=torch.float32,
+        activation_quantization=Activations.INT8_ASYM_PER_TOKEN,
+    )
+    return weight

@@ -1,0 +1,138 @@
+"""The row ``executorch`` of the exporter registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgesparse.errors import SourceError, Unsupported
+from edgesparse.exporting import Artifact, Verdict
+from edgesparse_converters.executorch.program import Program, read_program
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgesparse.model import CompressedModel
+    from edgesparse.planner.types import Plan
+    from edgesparse_converters.executorch.lowering import Use
+
+
+class ExecutorchExporter:
+    """Writes, reads back and runs ``.pte`` programs; see ``edgesparse.exporting.Exporter``."""
+
+    suffix = ".pte"
+    accepts = frozenset(
+        f"{layout}{bits}"
+        for layout, widths in (("dense", (2, 3, 4, 8)), ("bitmask", (2, 3, 4, 8, 16)))
+        for bits in widths
+    )
+    packages = ("executorch", "torchao")
+    extra = "executorch"
+
+    def export(
+        self,
+        compressed: CompressedModel,
+        path: Path,
+        *,
+        lowering: str | Mapping[str, str] = "auto",
+        tokens: int | None = None,
+    ) -> Artifact:
+        """Write ``compressed`` to ``path``.
+
+        Args:
+            compressed: The packed model.
+            path: The file to write; it does not exist.
+            lowering: ``auto``, ``packed``, ``xnnpack`` or ``float32`` for all tensors, or globs of
+                tensor names to these; see ``edgesparse_converters.executorch.lowering``.
+            tokens: Length of a language model's input; None takes the example's.
+
+        Raises:
+            UsageError: A lowering or length that cannot mean anything.
+            Unsupported: The model cannot be traced or lowered, or the written file does not hold
+                the weights it should.
+        """
+        from edgesparse_converters.executorch.assemble import build_module
+        from edgesparse_converters.executorch.function import example_tensors, function_of
+        from edgesparse_converters.executorch.lower import lower, trace
+        from edgesparse_converters.executorch.lowering import plan_uses
+        from edgesparse_converters.executorch.metadata import METHOD, write_metadata
+
+        inputs = example_tensors(compressed.captured, tokens=tokens)
+        uses = plan_uses(compressed, compressed.captured.skeleton(), lowering)
+        function = function_of(compressed.captured, build_module(compressed, uses), inputs)
+        constants = {METHOD: write_metadata(inputs, function.outputs, uses)}
+        path.write_bytes(lower({"forward": trace(function, inputs)}, constants))
+        program = read_program(path)
+        self._guard(program, compressed, uses)
+        return Artifact(
+            path=path,
+            target="executorch",
+            nbytes=program.nbytes,
+            tool_versions={name: version(name) for name in ("executorch", "torch", "torchao")},
+            lowering=_describe(uses),
+            notes=_notes(uses),
+        )
+
+    def _guard(self, program: Program, compressed: CompressedModel, uses: tuple[Use, ...]) -> None:
+        """Refuse a file in which a weight is not what it should be.
+
+        XNNPACK's partitioner takes a layer or leaves it, silently; a layer it left would be decoded
+        at run time or be wrong.
+        """
+        from edgesparse_converters.executorch.readback import check_layers
+
+        checks = check_layers(program, "forward", uses, compressed.packed)
+        wrong = [check.name for check in checks if not check.ok]
+        if wrong:
+            raise Unsupported(
+                f"the lowered program does not hold {len(wrong)} weights as chosen, first "
+                f"{wrong[0]}; lower these layers as float32, and please report it"
+            )
+
+    def validate(self, path: Path, compressed: CompressedModel, **options: Any) -> Verdict:
+        """Read the weights back, run the program, compare; see ``validation.validate``."""
+        from edgesparse_converters.executorch.validation import validate
+
+        return validate(path, compressed, **options)
+
+    def predict_nbytes(self, plan: Plan) -> int:
+        """Return the expected size of the program: weights, and the graph around them."""
+        from edgesparse_converters.executorch.prediction import predict_nbytes
+
+        return predict_nbytes(plan)
+
+    def inspect(self, path: Path) -> Mapping[str, Any]:
+        """Return methods, inputs, operators, and where the bytes go."""
+        from edgesparse_converters.executorch.inspection import inspect
+
+        return inspect(read_program(path))
+
+    def run(
+        self, path: Path, inputs: Mapping[str, NDArray[Any]], *, method: str = "forward"
+    ) -> Mapping[str, NDArray[Any]]:
+        """Execute a method once in a child process."""
+        from edgesparse_converters.executorch.session import execute
+
+        outputs = execute(path, [inputs], method=method)
+        if not outputs:
+            raise SourceError(f"{path}: the program returned nothing")
+        return outputs[0]
+
+
+def _describe(uses: tuple[Use, ...]) -> dict[str, str]:
+    """Return the forms of each tensor; a tied tensor may have two."""
+    forms: dict[str, list[str]] = {}
+    for use in uses:
+        known = forms.setdefault(use.tensor, [])
+        if use.form.value not in known:
+            known.append(use.form.value)
+    return {name: " + ".join(found) for name, found in forms.items()}
+
+
+def _notes(uses: tuple[Use, ...]) -> tuple[str, ...]:
+    return tuple(f"{use.name}: {use.form.value}: {use.reason}" for use in uses if use.reason)
+
+
+EXPORTER = ExecutorchExporter()

@@ -1,0 +1,59 @@
+"""What is in a program, as JSON values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgesparse_converters.executorch.metadata import METHOD, read_metadata
+from edgesparse_converters.executorch.program import Program
+
+
+def inspect(program: Program) -> dict[str, Any]:
+    """Return methods (inputs, outputs, arenas, delegates), operators, and bytes by place."""
+    metadata = read_metadata(program)
+    return {
+        "nbytes": program.nbytes,
+        "bytes": {
+            "flatbuffer": program.flatbuffer_nbytes,
+            "constants": program.constants_nbytes,
+            "delegate data": sum(len(data) for data in program.named.values()),
+            "delegates": sum(
+                len(data) for name in program.methods for _, data in program.delegates(name)
+            ),
+        },
+        "written_by": f"edgesparse {metadata.version}" if metadata.version else "",
+        "methods": {name: _method(program, name) for name in program.methods if name != METHOD},
+        "operators": list(program.operators),
+        "lowering": {name: form.value for name, form in (metadata.forms or {}).items()},
+    }
+
+
+def _method(program: Program, name: str) -> dict[str, Any]:
+    plan = program.methods[name]
+    metadata = read_metadata(program)
+    delegates: dict[str, int] = {}
+    for backend, _ in program.delegates(name):
+        delegates[backend] = delegates.get(backend, 0) + 1
+    return {
+        "inputs": _tensors(plan, plan["inputs"], metadata.inputs),
+        "outputs": _tensors(plan, plan["outputs"], metadata.outputs),
+        "arenas": plan["non_const_buffer_sizes"][1:],
+        "delegates": delegates,
+        "kernel_calls": sum(1 for _ in program.kernel_uses(name)),
+    }
+
+
+def _tensors(
+    plan: dict[str, Any], indices: list[int], names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    found = [plan["values"][index] for index in indices]
+    if len(names) != len(found):
+        names = tuple(f"{i}" for i in range(len(found)))
+    return [
+        {
+            "name": name,
+            "dtype": value["val"].get("scalar_type", value["val_type"]).lower(),
+            "shape": value["val"].get("sizes", []),
+        }
+        for name, value in zip(names, found, strict=True)
+    ]

@@ -1,0 +1,42 @@
+"""A program opened in this process, with the kernels it needs registered first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgesparse.errors import SourceError
+from edgesparse_converters.executorch.program import read_program
+
+if TYPE_CHECKING:
+    from executorch.runtime import Method
+
+
+def load_method(path: Path, method: str) -> Method:
+    """Open one method of a ``.pte``.
+
+    The runtime verifies the flatbuffer but not the delegates' contents, which can still abort the
+    process: files of unknown origin belong in ``session.execute``.
+
+    Raises:
+        SourceError: The file is damaged, an operator has no kernel here, or loading failed.
+    """
+    operators = read_program(path).operators  # checked before the runtime sees the file
+    from executorch.runtime import Runtime, Verification
+
+    runtime = Runtime.get()
+    register_kernels(operators)
+    missing = set(operators) - set(runtime.operator_registry.operator_names)
+    if missing:
+        raise SourceError(f"{path}: this runtime has no kernel for {', '.join(sorted(missing))}")
+    program = runtime.load_program(path, verification=Verification.InternalConsistency)
+    loaded = program.load_method(method)
+    if loaded is None:
+        raise SourceError(f"{path}: method {method!r} cannot be loaded")
+    return loaded
+
+
+def register_kernels(operators: tuple[str, ...]) -> None:
+    """Load the libraries with kernels for these operators, each at most once."""
+    if any(name.startswith("quantized_decomposed::") for name in operators):
+        import executorch.kernels.quantized  # noqa: F401 - registers its kernels when imported

@@ -1,0 +1,66 @@
+"""A module to the bytes of a ``.pte``: torch.export, XNNPACK's partitioner, memory planning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from edgesparse.errors import Unsupported
+from edgesparse_converters.executorch.quiet import quiet
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> ExportedProgram:
+    """Return the graph of ``module`` on these inputs.
+
+    Raises:
+        Unsupported: The module cannot be traced.
+    """
+    with torch.no_grad(), quiet():
+        try:
+            return torch.export.export(module, (), dict(inputs), strict=False)
+        except Exception as error:  # torch.export raises whatever the model's own code raises
+            raise Unsupported(
+                f"torch.export cannot trace the model: {_first_line(error)}"
+            ) from error
+
+
+def lower(programs: Mapping[str, ExportedProgram], constants: Mapping[str, Any]) -> bytes:
+    """Return a ``.pte`` of these methods.
+
+    Args:
+        programs: Traced graphs by method name.
+        constants: Values by name, which become methods without inputs.
+
+    Raises:
+        Unsupported: An operator the runtime has no kernel for.
+    """
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+        from executorch.exir.passes import MemoryPlanningPass
+
+    with torch.no_grad(), quiet():
+        try:
+            edge = to_edge_transform_and_lower(
+                dict(programs),
+                partitioner={name: [XnnpackPartitioner()] for name in programs},
+                constant_methods=dict(constants),
+            )
+            planned = edge.to_executorch(
+                ExecutorchBackendConfig(
+                    memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True)
+                )
+            )
+        except Exception as error:  # the compiler's passes assert and raise freely
+            raise Unsupported(f"ExecuTorch cannot lower the model: {_first_line(error)}") from error
+    return bytes(planned.buffer)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,205 @@
+"""What a ``.pte`` file holds, read without the runtime and without running anything.
+
+A ``.pte`` is a flatbuffer (methods, tensors, instructions) followed by aligned segments::
+
+    0   root offset, identifier "ET12"
+    8   "eh00", header length, flatbuffer size, offset of the first segment, bytes of segments
+    …   flatbuffer
+    …   segments: constants of the kernels, data by name for the delegates, delegate graphs
+
+Only the flatbuffer is parsed; segments are slices of a memory map.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgesparse.errors import SourceError
+from edgesparse_converters.executorch.flatbuffer import PROGRAM_SCHEMA, to_json
+
+IDENTIFIER = b"ET12"
+_HEADER = struct.Struct("<4s4s4sIQQQ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelUse:
+    """One call of a kernel in a method.
+
+    Attributes:
+        operator: Its name with overload, ``aten::add.out``.
+        arguments: Indices into the method's values.
+    """
+
+    operator: str
+    arguments: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A parsed ``.pte``.
+
+    Attributes:
+        path: The file.
+        data: Its bytes, memory-mapped.
+        flatbuffer_nbytes: Bytes of the flatbuffer with its header.
+        segment_base: Offset of the first segment in the file.
+        schema: The flatbuffer as plain JSON values, keyed as in ExecuTorch's ``program.fbs``.
+    """
+
+    path: Path
+    data: memoryview = field(repr=False)
+    flatbuffer_nbytes: int
+    segment_base: int
+    schema: dict[str, Any] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return len(self.data)
+
+    @property
+    def methods(self) -> dict[str, dict[str, Any]]:
+        """Execution plans by method name."""
+        return {plan["name"]: plan for plan in self.schema["execution_plan"]}
+
+    @cached_property
+    def named(self) -> dict[str, memoryview]:
+        """Data that delegates refer to by name."""
+        return {
+            entry["key"]: self.segment(entry["segment_index"])
+            for entry in self.schema.get("named_data") or []
+        }
+
+    def segment(self, index: int) -> memoryview:
+        """Return the bytes of a segment.
+
+        Raises:
+            SourceError: No such segment, or it ends after the file.
+        """
+        segments = self.schema["segments"]
+        if not 0 <= index < len(segments):
+            raise _damaged(self.path, f"it refers to segment {index} of {len(segments)}")
+        start = self.segment_base + segments[index]["offset"]
+        return _slice(self.path, self.data, start, segments[index]["size"])
+
+    @property
+    def constants_nbytes(self) -> int:
+        """Bytes of the segment with the kernels' constants."""
+        constants = self.schema["constant_segment"]
+        return len(self.segment(constants["segment_index"])) if constants["offsets"] else 0
+
+    def constant(self, value: dict[str, Any]) -> memoryview:
+        """Return the stored bytes of a constant tensor value, padding included.
+
+        Raises:
+            SourceError: The value is no stored constant.
+        """
+        constants = self.schema["constant_segment"]
+        index, offsets = value["data_buffer_idx"], constants["offsets"]
+        if not 0 < index < len(offsets):
+            raise _damaged(self.path, f"a tensor refers to constant {index} of {len(offsets)}")
+        segment = self.segment(constants["segment_index"])
+        end = offsets[index + 1] if index + 1 < len(offsets) else len(segment)
+        return _slice(self.path, segment, offsets[index], end - offsets[index])
+
+    def delegates(self, method: str) -> Iterator[tuple[str, memoryview]]:
+        """Yield (backend name, processed bytes) of every delegate of a method."""
+        for delegate in self.methods[method]["delegates"]:
+            reference = delegate["processed"]
+            if reference["location"] == "SEGMENT":
+                yield delegate["id"], self.segment(reference["index"])
+            else:
+                inline = self.schema["backend_delegate_data"][reference["index"]]["data"]
+                yield delegate["id"], memoryview(bytes(inline))
+
+    def kernel_uses(self, method: str) -> Iterator[KernelUse]:
+        """Yield every kernel call of a method, in order."""
+        plan = self.methods[method]
+        names = [_operator_name(operator) for operator in plan["operators"]]
+        for chain in plan["chains"]:
+            for instruction in chain["instructions"]:
+                if instruction["instr_args_type"] == "KernelCall":
+                    call = instruction["instr_args"]
+                    yield KernelUse(operator=names[call["op_index"]], arguments=tuple(call["args"]))
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Every operator any method calls, ``namespace::name.overload``, sorted."""
+        plans = self.schema["execution_plan"]
+        return tuple(sorted({_operator_name(o) for plan in plans for o in plan["operators"]}))
+
+
+def read_program(path: Path) -> Program:
+    """Parse the flatbuffer of a ``.pte`` and map the rest.
+
+    Raises:
+        SourceError: The file cannot be read, or is no whole ``.pte``.
+    """
+    try:
+        with path.open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: cannot be read as a .pte: {error}") from None
+    flatbuffer_nbytes, segment_base = check_header(path, data)
+    flatbuffer = bytes(data[:flatbuffer_nbytes])
+    return Program(
+        path=path,
+        data=data,
+        flatbuffer_nbytes=flatbuffer_nbytes,
+        segment_base=segment_base,
+        schema=_parse(path, flatbuffer),
+    )
+
+
+def check_header(path: Path, data: memoryview) -> tuple[int, int]:
+    """Return (bytes of the flatbuffer, offset of the first segment).
+
+    The runtime aborts the process on an identifier that is not text, so this comes before it.
+
+    Raises:
+        SourceError: Not a ``.pte``, an older one without segments, or a cut one.
+    """
+    if len(data) < _HEADER.size + 8:
+        raise _damaged(path, f"{len(data)} bytes are too few for a header")
+    _, identifier, magic, _, size, base, segments = _HEADER.unpack_from(data)
+    if identifier != IDENTIFIER:
+        raise SourceError(
+            f"{path}: not a .pte: its identifier is {bytes(identifier)!r}, expected {IDENTIFIER!r}"
+        )
+    if magic != b"eh00":
+        raise _damaged(path, "the extended header is missing")
+    if not _HEADER.size < size <= len(data) or (segments and base + segments > len(data)):
+        raise _damaged(
+            path, f"its header promises {max(size, base + segments)} bytes, it has {len(data)}"
+        )
+    return size, base
+
+
+def _parse(path: Path, flatbuffer: bytes) -> dict[str, Any]:
+    try:
+        parsed = to_json(flatbuffer, PROGRAM_SCHEMA)
+    except ValueError as error:
+        raise _damaged(path, f"its flatbuffer cannot be parsed ({error})") from None
+    if not parsed.get("execution_plan"):
+        raise _damaged(path, "its flatbuffer holds no method")
+    return parsed
+
+
+def _slice(path: Path, data: memoryview, start: int, size: int) -> memoryview:
+    if start < 0 or size < 0 or start + size > len(data):
+        raise _damaged(path, f"bytes {start}..{start + size} lie outside of {len(data)}")
+    return data[start : start + size]
+
+
+def _operator_name(operator: dict[str, str]) -> str:
+    return f"{operator['name']}.{operator['overload']}".removesuffix(".")
+
+
+def _damaged(path: Path, what: str) -> SourceError:
+    return SourceError(f"{path}: damaged .pte: {what}; export it again")

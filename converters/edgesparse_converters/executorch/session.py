@@ -1,0 +1,130 @@
+"""Programs executed on this host, by default in a process of their own.
+
+The runtime can abort the process on a damaged file, and its reasons go to stderr while Python sees
+a number. So a file is checked, run in a child, and what the child said is in the error.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesparse.errors import SourceError, UsageError
+from edgesparse_converters.executorch.metadata import read_metadata
+from edgesparse_converters.executorch.program import Program, read_program
+
+Arrays = Mapping[str, NDArray[Any]]
+CHILD = "edgesparse_converters.executorch._child"
+
+
+def execute(
+    path: Path,
+    inputs: Sequence[Arrays],
+    *,
+    method: str = "forward",
+    timeout: float = 600.0,
+) -> list[dict[str, NDArray[Any]]]:
+    """Run a method on each of ``inputs`` in one child process.
+
+    Args:
+        path: The ``.pte``.
+        inputs: Arrays by input name, one mapping per call.
+        method: The method to run.
+        timeout: Seconds after which the child is killed.
+
+    Returns:
+        Outputs by name, one mapping per call.
+
+    Raises:
+        SourceError: The file is damaged, or the runtime refused or failed to run it.
+        UsageError: Inputs that the program does not have, or of another dtype or rank.
+    """
+    program = read_program(path)
+    metadata = read_metadata(program)
+    ordered = [_ordered(program, method, metadata.inputs, arrays) for arrays in inputs]
+    with tempfile.TemporaryDirectory(prefix="edgesparse.") as folder:
+        for i, call in enumerate(ordered):
+            np.savez(Path(folder) / f"in{i}.npz", *call)
+        _run_child([str(path), method, folder, str(len(ordered))], path, timeout)
+        names = metadata.outputs
+        return [_outputs(Path(folder) / f"out{i}.npz", names) for i in range(len(ordered))]
+
+
+def _ordered(
+    program: Program, method: str, names: Sequence[str], arrays: Arrays
+) -> list[NDArray[Any]]:
+    """Return the arrays in the program's order, C-contiguous, checked against its inputs."""
+    if method not in program.methods:
+        known = ", ".join(sorted(program.methods))
+        raise UsageError(f"{program.path}: no method {method!r}; it has {known}")
+    plan = program.methods[method]
+    if not names:
+        names = tuple(f"input_{i}" for i in range(len(plan["inputs"])))
+    if set(names) != set(arrays) or len(names) != len(plan["inputs"]):
+        raise UsageError(
+            f"{program.path.name}: inputs {sorted(arrays)}; expected {', '.join(names)}"
+        )
+    values = [plan["values"][index]["val"] for index in plan["inputs"]]
+    return [
+        _checked(name, np.ascontiguousarray(arrays[name]), value)
+        for name, value in zip(names, values, strict=True)
+    ]
+
+
+DTYPES = {
+    "BYTE": np.uint8, "CHAR": np.int8, "SHORT": np.int16, "INT": np.int32, "LONG": np.int64,
+    "HALF": np.float16, "FLOAT": np.float32, "DOUBLE": np.float64, "BOOL": np.bool_,
+}  # fmt: skip
+
+
+def _checked(name: str, array: NDArray[Any], value: Mapping[str, Any]) -> NDArray[Any]:
+    """Refuse what the runtime would refuse with a number, or misread."""
+    dtype, sizes = DTYPES[value["scalar_type"]], tuple(value["sizes"])
+    bounded = value["shape_dynamism"] != "STATIC"
+    fits = len(sizes) == array.ndim and all(
+        found <= size if bounded else found == size
+        for found, size in zip(array.shape, sizes, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        limit = "at most " if bounded else ""
+        raise UsageError(
+            f"input {name!r} is {array.dtype}{list(array.shape)}; the program takes "
+            f"{limit}{np.dtype(dtype)}{list(sizes)}"
+        )
+    return array
+
+
+def _run_child(arguments: list[str], path: Path, timeout: float) -> None:
+    command = [sys.executable, "-m", CHILD, *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        raise SourceError(f"{path}: still running after {timeout:g} s; it was stopped") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace")
+        how = f"signal {-done.returncode}" if done.returncode < 0 else "an error"
+        raise SourceError(f"{path}: the runtime ended with {how}: {_reason(said)}")
+
+
+def _reason(said: str) -> str:
+    """Return the lines that tell why: the runtime's own log, then the Python error."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("[cpuinfo", "File ", "Traceback"))]
+    return " | ".join(telling[-4:])[-600:] or "it said nothing"
+
+
+def _outputs(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = [stored[key] for key in stored.files]
+    if len(names) != len(arrays):
+        names = tuple(f"output_{i}" for i in range(len(arrays)))
+    return dict(zip(names, arrays, strict=True))

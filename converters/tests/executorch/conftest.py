@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgesparse as es
+from edgesparse.budget import Budget
+from edgesparse.exporting import Artifact, export
+from edgesparse.model import CapturedModel, CompressedModel
+from edgesparse.packed import FORMATS, Codes, PackedTensor, matrix_shape
+from edgesparse.pattern import Pattern
+from edgesparse.planner.types import Plan
+
+Pack = Callable[..., PackedTensor]
+Compress = Callable[..., CompressedModel]
+
+CLASSICS = Path(__file__).parents[3] / "examples" / "models" / "classics-4m"
+
+
+def make_codes(weight: Tensor, *, bits: int, group_size: int, sparsity: float) -> Codes:
+    """Magnitude pruning and rounding on scales that bfloat16 holds: a solver in ten lines."""
+    rows, columns = matrix_shape(tuple(weight.shape))
+    group = group_size or columns
+    matrix = weight.detach().float().reshape(rows, columns)
+    keep = matrix.abs() >= torch.quantile(matrix.abs().flatten()[:100_000], sparsity)
+    if bits == 16:
+        values = torch.where(keep, matrix, 0).half().numpy().reshape(weight.shape)
+        mask = keep.numpy().reshape(weight.shape)
+        return Codes(
+            values=values, scales=np.zeros((rows, 0), np.float16), keep_mask=mask, bits=16,
+            group_size=0,
+        )  # fmt: skip
+    limit = 1 << (bits - 1)
+    padded = nn.functional.pad(torch.where(keep, matrix, 0), (0, -columns % group))
+    grouped = padded.reshape(rows, -1, group)
+    scales = (grouped.abs().amax(-1) / (limit - 0.5)).bfloat16().half()
+    scales = torch.where(scales > 1e-4, scales, 1).bfloat16().half()
+    codes = (grouped / scales.float()[..., None]).round().clamp(-limit, limit - 1)
+    values = codes.reshape(rows, -1)[:, :columns].to(torch.int8)
+    return Codes(
+        values=values.numpy().reshape(weight.shape), scales=scales.numpy(),
+        keep_mask=keep.numpy().reshape(weight.shape), bits=bits, group_size=group,
+    )  # fmt: skip
+
+
+def pack(
+    weight: Tensor, *, bits: int = 4, group_size: int = 32, sparsity: float = 0.0
+) -> PackedTensor:
+    codes = make_codes(weight, bits=bits, group_size=group_size, sparsity=sparsity)
+    name = f"bitmask{bits}" if sparsity or bits == 16 else f"dense{bits}"
+    return FORMATS.get(name).pack(codes, pattern=Pattern(sparsity=sparsity))
+
+
+def compress_by_hand(
+    captured: CapturedModel, options: Mapping[str, Mapping[str, float]]
+) -> CompressedModel:
+    """Pack the named tensors, ``name -> keywords of pack``; keep the others."""
+    weights = captured.weights()
+    packed = {name: pack(weights[name], **keywords) for name, keywords in options.items()}
+    kept = {t.name: weights[t.name] for t in captured.tensors if t.name not in packed}
+    plan = Plan(tensors=(), nbytes=0, budget=Budget())
+    return CompressedModel(captured=captured, packed=packed, kept=kept, plan=plan)
+
+
+@pytest.fixture(scope="session")
+def compress() -> Compress:
+    """``compress(module, inputs, name=dict(bits=…))`` without calibration."""
+
+    def make(
+        module: nn.Module, inputs: Mapping[str, Tensor], **options: Mapping[str, float]
+    ) -> CompressedModel:
+        captured = es.load(module.eval(), example_inputs=dict(inputs))
+        return compress_by_hand(captured, {k.replace("__", "."): v for k, v in options.items()})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def classics() -> CompressedModel:
+    """The bundled model at 50 % and 4 bits in groups of 128, its tied embedding at 4 bits."""
+    captured = es.load(CLASSICS)
+    options: dict[str, dict[str, float]] = {}
+    for tensor in captured.tensors:
+        if tensor.kind == "embedding":
+            options[tensor.name] = {"bits": 4, "group_size": 128}
+        elif tensor.kind == "linear":
+            options[tensor.name] = {"bits": 4, "group_size": 128, "sparsity": 0.5}
+    return compress_by_hand(captured, options)
+
+
+@pytest.fixture(scope="session")
+def classics_xnnpack(
+    classics: CompressedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    path = tmp_path_factory.mktemp("classics") / "xnnpack.pte"
+    return export(classics, "executorch", path, lowering="xnnpack")
