@@ -14,13 +14,17 @@ def decode(matrix: PackedMatrix) -> NDArray[np.float32]:
     codes = decode_codes(matrix)
     if matrix.bits == 16:
         return codes.astype(np.uint16).view(np.float16).astype(np.float32)
+    group = np.arange(matrix.columns) // matrix.group_size
+    weights: NDArray[np.float32] = codes.astype(np.float32) * row_scales(matrix)[:, group]
+    return weights
+
+
+def row_scales(matrix: PackedMatrix) -> NDArray[np.float32]:
+    """Return the scales, float32 [N, groups]."""
     used = tiles(matrix.rows) * matrix.groups * TILE_ROWS
     stored = matrix.scales[:used].view(np.float16).astype(np.float32)
     by_row = stored.reshape(tiles(matrix.rows), matrix.groups, TILE_ROWS).transpose(0, 2, 1)
-    scales = by_row.reshape(tiles(matrix.rows) * TILE_ROWS, matrix.groups)[: matrix.rows]
-    group = np.arange(matrix.columns) // matrix.group_size
-    weights: NDArray[np.float32] = codes.astype(np.float32) * scales[:, group]
-    return weights
+    return by_row.reshape(tiles(matrix.rows) * TILE_ROWS, matrix.groups)[: matrix.rows]
 
 
 def decode_codes(matrix: PackedMatrix) -> NDArray[np.int32]:

@@ -1,0 +1,113 @@
+// AVX2: bytes are expanded with a table of shuffles.
+#include "dispatch.hpp"
+
+#if defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+
+#include "expand_table.hpp"
+#include "tiles.hpp"
+
+namespace {
+namespace edgesparse {
+
+struct Avx2 : Portable {
+  static constexpr bool kOffset = true;
+
+  struct Sums {
+    __m256i low, high;
+  };
+
+  static void expand(const uint8_t* codes, uint64_t mask, int shift, int low, uint8_t* lanes) {
+    const __m128i amount = _mm_cvtsi32_si128(shift);
+    const __m128i bits = _mm_set1_epi8(static_cast<char>(low));
+    const uint64_t before = running_popcounts(mask) << 8;
+    for (int i = 0; i < 64; i += 16) {
+      const unsigned first = mask >> i & 255, second = mask >> (i + 8) & 255;
+      const __m128i a = eight(codes, before, i / 8, first), b = eight(codes, before, i / 8 + 1, second);
+      const __m128i joined = _mm_unpacklo_epi64(a, b);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(lanes + i),
+                       _mm_and_si128(_mm_srl_epi16(joined, amount), bits));
+    }
+  }
+
+  static void to_signed(uint8_t* lanes, int64_t count, uint8_t sign) {
+    const __m256i bit = _mm256_set1_epi8(static_cast<char>(sign));
+    for (int64_t l = 0; l < count; l += 32) {
+      auto* at = reinterpret_cast<__m256i*>(lanes + l);
+      _mm256_storeu_si256(at, _mm256_xor_si256(_mm256_loadu_si256(at), bit));
+    }
+  }
+
+  static Sums load(const int32_t* from) {
+    const auto* at = reinterpret_cast<const __m256i*>(from);
+    return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
+  }
+  static void store(const Sums& sums, int32_t* to) {
+    auto* at = reinterpret_cast<__m256i*>(to);
+    _mm256_storeu_si256(at, sums.low);
+    _mm256_storeu_si256(at + 1, sums.high);
+  }
+
+  static void dot(Sums& sums, const uint8_t* lanes, const int8_t* digits, int bits) {
+    const __m256i four = _mm256_set1_epi32(static_cast<int>(load_u32(
+        reinterpret_cast<const uint8_t*>(digits))));
+    const auto* at = reinterpret_cast<const __m256i*>(lanes);
+    sums.low = _mm256_add_epi32(sums.low, products(_mm256_loadu_si256(at), four, bits));
+    sums.high = _mm256_add_epi32(sums.high, products(_mm256_loadu_si256(at + 1), four, bits));
+  }
+
+  static void float_dots(float* totals, const uint8_t* lanes, const uint8_t* x, int64_t quads,
+                         float offset) {
+    const __m256 zero = _mm256_set1_ps(offset);
+    __m256 sums[8];
+    for (int i = 0; i < 8; ++i) sums[i] = _mm256_loadu_ps(totals + 8 * i);
+    for (int64_t q = 0; q < quads; ++q) {
+      __m128 four;
+      std::memcpy(&four, x + 16 * q, sizeof four);
+      const __m256 wide = _mm256_set_m128(four, four);
+      for (int i = 0; i < 8; ++i) {
+        const __m128i codes =
+            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(lanes + kCell * q + 8 * i));
+        const __m256 weights =
+            _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes)), zero);
+        sums[i] = _mm256_fmadd_ps(weights, wide, sums[i]);
+      }
+    }
+    for (int i = 0; i < 8; ++i) _mm256_storeu_ps(totals + 8 * i, sums[i]);
+  }
+
+ private:
+  // Lanes 8 b to 8 b + 7, in the low half.
+  static __m128i eight(const uint8_t* codes, uint64_t before, int b, unsigned mask) {
+    const uint8_t* at = codes + (before >> (8 * b) & 255);
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+    const __m128i order =
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpand.shuffle[mask]));
+    return _mm_shuffle_epi8(bytes, order);
+  }
+
+  // Sums of four products of unsigned lanes and signed digits.
+  static __m256i products(__m256i lanes, __m256i digits, int bits) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    // Pairs of products of at most 4-bit codes fit in 16 bits; of 8-bit codes they would saturate.
+    if (bits <= 4) return _mm256_madd_epi16(_mm256_maddubs_epi16(lanes, digits), ones);
+    const __m256i even = _mm256_and_si256(lanes, _mm256_set1_epi16(255));
+    const __m256i odd = _mm256_srli_epi16(lanes, 8);
+    const __m256i digits_even = _mm256_srai_epi16(_mm256_slli_epi16(digits, 8), 8);
+    const __m256i digits_odd = _mm256_srai_epi16(digits, 8);
+    return _mm256_add_epi32(_mm256_madd_epi16(even, digits_even),
+                            _mm256_madd_epi16(odd, digits_odd));
+  }
+};
+
+}  // namespace edgesparse
+}  // namespace
+
+namespace edgesparse_native {
+TileKernel avx2_kernel() { return edgesparse::linear_tiles<edgesparse::Avx2>; }
+}  // namespace edgesparse_native
+#else
+namespace edgesparse_native {
+TileKernel avx2_kernel() { return nullptr; }
+}  // namespace edgesparse_native
+#endif

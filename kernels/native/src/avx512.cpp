@@ -1,0 +1,71 @@
+// AVX-512 with VBMI2 (expand bytes) and VNNI (dot product of unsigned and signed bytes).
+#include "dispatch.hpp"
+
+#if defined(__AVX512VBMI2__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#include <immintrin.h>
+
+#include "tiles.hpp"
+
+namespace {
+namespace edgesparse {
+
+struct Avx512 : Portable {
+  static constexpr bool kOffset = true;
+  using Sums = __m512i;
+
+  static void expand(const uint8_t* codes, uint64_t mask, int shift, int low, uint8_t* lanes) {
+    const __m512i bytes = _mm512_loadu_si512(codes);
+    // Shifting words brings bits of the neighbour in from above; the AND takes them off again.
+    const __m512i shifted = _mm512_srl_epi16(bytes, _mm_cvtsi32_si128(shift));
+    const __m512i kept = _mm512_and_si512(shifted, _mm512_set1_epi8(static_cast<char>(low)));
+    _mm512_storeu_si512(lanes, _mm512_maskz_expand_epi8(mask, kept));
+  }
+
+  // Two's complement to code + sign.
+  static void to_signed(uint8_t* lanes, int64_t count, uint8_t sign) {
+    const __m512i bit = _mm512_set1_epi8(static_cast<char>(sign));
+    for (int64_t l = 0; l < count; l += kCell)
+      _mm512_storeu_si512(lanes + l, _mm512_xor_si512(_mm512_loadu_si512(lanes + l), bit));
+  }
+
+  static Sums load(const int32_t* from) { return _mm512_loadu_si512(from); }
+  static void store(const Sums& sums, int32_t* to) { _mm512_storeu_si512(to, sums); }
+
+  static void dot(Sums& sums, const uint8_t* lanes, const int8_t* digits, int /*bits*/) {
+    const __m512i four = _mm512_set1_epi32(static_cast<int>(load_u32(
+        reinterpret_cast<const uint8_t*>(digits))));
+    sums = _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(lanes), four);
+  }
+
+  static void float_dots(float* totals, const uint8_t* lanes, const uint8_t* x, int64_t quads,
+                         float offset) {
+    const __m512 zero = _mm512_set1_ps(offset);
+    __m512 sums[4];
+    for (int i = 0; i < 4; ++i) sums[i] = _mm512_loadu_ps(totals + 16 * i);
+    for (int64_t q = 0; q < quads; ++q) {
+      __m128 four;
+      std::memcpy(&four, x + 16 * q, sizeof four);
+      const __m512 wide = _mm512_broadcast_f32x4(four);
+      for (int i = 0; i < 4; ++i) {
+        __m128i codes;
+        std::memcpy(&codes, lanes + kCell * q + 16 * i, sizeof codes);
+        const __m512 weights =
+            _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes)), zero);
+        sums[i] = _mm512_fmadd_ps(weights, wide, sums[i]);
+      }
+    }
+    for (int i = 0; i < 4; ++i) _mm512_storeu_ps(totals + 16 * i, sums[i]);
+  }
+};
+
+}  // namespace edgesparse
+}  // namespace
+
+namespace edgesparse_native {
+TileKernel avx512_kernel() { return edgesparse::linear_tiles<edgesparse::Avx512>; }
+}  // namespace edgesparse_native
+#else
+namespace edgesparse_native {
+TileKernel avx512_kernel() { return nullptr; }
+}  // namespace edgesparse_native
+#endif

@@ -1,0 +1,193 @@
+"""The C++ kernels, run in a process of their own with a guard page after every buffer.
+
+Integer activations must give the same bits as the NumPy statement of them, on every instruction
+set; aarch64 runs under qemu where cross compiler and emulator are installed.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edgesparse_kernels import activations as integer
+from edgesparse_kernels.activations import Activations
+
+NATIVE = Path(__file__).parents[1] / "native"
+ISAS = {"scalar": 0, "avx2": 1, "avx512": 2, "neon": 3, "dotprod": 4}
+NAMES = ["dense2", "dense3", "dense4", "dense8", "bitmask2", "bitmask3", "bitmask4", "bitmask8"]
+CROSS = "aarch64-linux-gnu-g++"
+QEMU = "qemu-aarch64-static"
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+class Runner:
+    """Runs cases in the built program, directly or under an emulator."""
+
+    def __init__(self, command: list[str]):
+        self.command = command
+
+    def __call__(self, matrix, x, *, activations, isa, indices=(), mutate=None):
+        sizes = (
+            matrix.rows, matrix.columns, matrix.group_size, matrix.bits, int(matrix.is_dense),
+            len(x), activations.value, ISAS[isa], len(indices),
+        )  # fmt: skip
+        buffers = {
+            "mask": matrix.mask, "offsets": matrix.offsets, "codes": matrix.codes,
+            "offsets_high": matrix.offsets_high, "codes_high": matrix.codes_high,
+            "scales": matrix.scales,
+        }  # fmt: skip
+        stored = {name: buffer.tobytes() for name, buffer in buffers.items()} | (mutate or {})
+        case = struct.pack("<9q", *sizes)
+        for data in stored.values():
+            case += struct.pack("<q", len(data)) + data
+        case += x.tobytes() + np.asarray(indices, np.int64).tobytes()
+        done = subprocess.run(self.command, input=case, capture_output=True)
+        if done.returncode == 2:
+            return None
+        assert done.returncode == 0, f"exit {done.returncode}: {done.stderr.decode()}"
+        floats = np.frombuffer(done.stdout, np.float32)
+        products = len(x) * matrix.rows
+        return (
+            floats[:products].reshape(len(x), matrix.rows),
+            floats[products:].reshape(len(indices), matrix.columns),
+        )
+
+
+def build(folder: Path, *options: str) -> Path:
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("needs cmake and a C++ compiler")
+    configure = ["cmake", "-S", str(NATIVE), "-B", str(folder), "-DEDGESPARSE_BUILD_CASE_RUNNER=ON"]
+    for command in ([*configure, *options], ["cmake", "--build", str(folder)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "edgesparse_run_case"
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory) -> Runner:
+    return Runner([str(build(tmp_path_factory.mktemp("host")))])
+
+
+@pytest.fixture(scope="session")
+def aarch64(tmp_path_factory) -> Runner:
+    if shutil.which(CROSS) is None or shutil.which(QEMU) is None:
+        pytest.skip(f"needs {CROSS} and {QEMU}")
+    program = build(
+        tmp_path_factory.mktemp("aarch64"),
+        f"-DCMAKE_CXX_COMPILER={CROSS}",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        "-DCMAKE_EXE_LINKER_FLAGS=-static",
+    )
+    return Runner([QEMU, "-cpu", "max", str(program)])
+
+
+@pytest.fixture(params=["scalar", *(["avx2", "avx512"] if IS_X86 else ["neon", "dotprod"])])
+def host_isa(request, host, make_matrix) -> str:
+    matrix, _ = make_matrix("dense4", 1, 4)
+    if (
+        host(matrix, np.zeros((1, 4), np.float32), activations=Activations.INT8, isa=request.param)
+        is None
+    ):
+        pytest.skip(f"this processor has no {request.param}")
+    return request.param
+
+
+def activations_for(shape, seed=0):
+    x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return x * np.float32(3)
+
+
+def check(runner, make_matrix, name, shape, *, isa, group_size, batch=1, sparsity=0.5):
+    matrix, weights = make_matrix(name, *shape, group_size=group_size, sparsity=sparsity)
+    x = activations_for((batch, shape[1]))
+    rows = [0, shape[0] - 1]
+    for mode in (Activations.INT8, Activations.INT16):
+        found = runner(matrix, x, activations=mode, isa=isa, indices=rows)
+        assert np.array_equal(found[0], integer.matmul(x, matrix, mode))
+        assert np.array_equal(found[1], weights[rows])
+    found = runner(matrix, x, activations=Activations.FLOAT32, isa=isa)
+    exact = x.astype(np.float64) @ weights.astype(np.float64).T
+    magnitude = np.abs(x).astype(np.float64) @ np.abs(weights).astype(np.float64).T
+    assert np.all(np.abs(found[0] - exact) <= 2.0**-22 * (shape[1] + 4) * magnitude)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("shape", "group_size"),
+    [((1, 4), 4), ((17, 129), 32), ((33, 600), 128), ((16, 256), 12), ((5, 70), 1000)],
+)
+def test_host(host, host_isa, make_matrix, name, shape, group_size):
+    check(host, make_matrix, name, shape, isa=host_isa, group_size=group_size)
+
+
+def test_host_batches(host, host_isa, make_matrix):
+    for batch in (2, 8, 9):
+        check(host, make_matrix, "bitmask4", (40, 300), isa=host_isa, group_size=64, batch=batch)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.9, 1.0])
+def test_host_sparsities(host, host_isa, make_matrix, sparsity):
+    check(host, make_matrix, "bitmask3", (40, 300), isa=host_isa, group_size=64, sparsity=sparsity)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("isa", ["scalar", "neon", "dotprod"])
+def test_aarch64_gives_the_same_bits(aarch64, make_matrix, name, isa):
+    check(aarch64, make_matrix, name, (37, 300), isa=isa, group_size=64, batch=2)
+    check(aarch64, make_matrix, name, (16, 131), isa=isa, group_size=20)
+
+
+@pytest.mark.parametrize(("name", "group_size"), [("bitmask16", 0), ("bitmask3", 7), ("dense8", 9)])
+def test_float32_of_any_group_size(host, host_isa, make_matrix, name, group_size):
+    matrix, weights = make_matrix(name, 20, 50, group_size=group_size)
+    x = activations_for((2, 50))
+    found, rows = host(matrix, x, activations=Activations.FLOAT32, isa=host_isa, indices=[3])
+    assert np.array_equal(rows[0], weights[3])
+    assert np.allclose(found, x.astype(np.float64) @ weights.T.astype(np.float64), atol=1e-3)
+    assert host(matrix, x, activations=Activations.INT8, isa=host_isa) is None
+
+
+def test_values_that_are_not_finite_give_nan(host, host_isa, make_matrix):
+    matrix, _ = make_matrix("dense4", 16, 64)
+    for value in (np.nan, np.inf, -np.inf):
+        x = activations_for((1, 64))
+        x[0, 5] = value
+        found = host(matrix, x, activations=Activations.INT8, isa=host_isa)
+        assert np.isnan(found[0]).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-40, 1e36])
+def test_tiny_and_huge_activations(host, host_isa, make_matrix, value):
+    matrix, _ = make_matrix("dense4", 16, 64)
+    x = np.full((1, 64), value, np.float32)
+    found = host(matrix, x, activations=Activations.INT16, isa=host_isa)
+    assert np.array_equal(found[0], integer.matmul(x, matrix, Activations.INT16))
+
+
+@pytest.mark.parametrize("name", ["dense4", "bitmask3", "bitmask4", "bitmask16"])
+def test_damaged_packs_are_refused_or_harmless(host, make_matrix, name):
+    """Guard pages turn any access outside of a buffer into a crash, which fails the test."""
+    matrix, _ = make_matrix(name, 20, 150)
+    x = activations_for((1, 150))
+    rng = np.random.default_rng(0)
+    buffers = {
+        key: getattr(matrix, key).tobytes()
+        for key in ("mask", "offsets", "codes", "offsets_high", "codes_high", "scales")
+        if getattr(matrix, key).size
+    }
+    for turn in range(60):
+        key = list(buffers)[turn % len(buffers)]
+        data = bytearray(buffers[key])
+        if turn % 3 == 0:
+            data = data[: rng.integers(len(data) + 1)]
+        elif turn % 3 == 1:
+            data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        else:
+            data = bytearray(rng.bytes(len(data)))
+        host(matrix, x, activations=Activations.FLOAT32, isa="scalar", mutate={key: bytes(data)})
