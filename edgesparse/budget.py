@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from edgesparse.errors import UsageError
 
@@ -27,7 +28,8 @@ def parse_size(text: str | int) -> int:
     match = _SIZE.fullmatch(str(text))
     if match is None or match[2].lower() not in _UNITS:
         raise UsageError(f"size {text!r}: expected a number with a unit, such as 2.2MB or 64MiB")
-    nbytes = int(float(match[1]) * _UNITS[match[2].lower()])
+    # Decimal, because 4.1 * 10**6 is 4099999.9999999995 in floating point.
+    nbytes = int(Decimal(match[1]) * _UNITS[match[2].lower()])
     if nbytes <= 0:
         raise UsageError(f"size {text!r}: expected more than zero bytes")
     return nbytes
@@ -68,8 +70,9 @@ class Budget:
         """
         sizes: dict[str, str] = {}
         for part in text.split(","):
-            key, equals, value = part.strip().partition("=")
+            key, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals:
+                parse_size(key)  # says that it is no size, rather than that file is given twice
                 key, value = "file", key
             if key not in ("file", "peak"):
                 raise UsageError(f"budget {text!r}: unknown key {key!r}; known: file, peak")
