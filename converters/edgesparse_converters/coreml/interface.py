@@ -1,0 +1,102 @@
+"""The border of a package: which tensors go in and come out, under which names.
+
+A captured module is called with keyword arguments, some of them no tensors, and returns whatever
+its author liked. Core ML knows named tensors only: the tensors among the example inputs become
+inputs under their own keywords, the other arguments are fixed, and every floating tensor of the
+result becomes an output, named as the author named it where there is a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgesparse.errors import Unsupported, UsageError
+from edgesparse.model import CapturedModel
+from edgesparse.runtime.forward import token_key
+
+INPUT_TYPES = (torch.float16, torch.float32, torch.int16, torch.int32, torch.int64, torch.bool)
+
+
+class Interface(nn.Module):
+    """A module that takes named tensors and returns a tuple of floating tensors.
+
+    Args:
+        module: The module as its author wrote it.
+        fixed: Arguments that are no tensors.
+    """
+
+    def __init__(self, module: nn.Module, fixed: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.fixed = dict(fixed)
+
+    def forward(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the floating outputs, in order."""
+        outputs = self.module(**inputs, **self.fixed)
+        return tuple(tensor for _, tensor in named_tensors(outputs))
+
+
+def wrap(module: nn.Module, captured: CapturedModel) -> Interface:
+    """Return ``module`` behind an interface Core ML can express."""
+    inputs = captured.example_inputs
+    return Interface(module, {k: v for k, v in inputs.items() if not isinstance(v, Tensor)})
+
+
+def tensor_inputs(captured: CapturedModel, *, tokens: int | None = None) -> dict[str, Tensor]:
+    """Return the example inputs that are tensors, in order.
+
+    Args:
+        captured: The model.
+        tokens: Length of a language model's input; None keeps the example's.
+
+    Raises:
+        Unsupported: None is a tensor, or one is of a type Core ML has no input for.
+        UsageError: ``tokens`` for a model that takes none.
+    """
+    inputs = {k: v for k, v in captured.example_inputs.items() if isinstance(v, Tensor)}
+    if tokens is not None:
+        if captured.task != "causal-lm":
+            raise UsageError(f"{captured.name} is no language model; leave tokens out")
+        key = token_key(captured)
+        inputs = {key: torch.arange(tokens)[None] % (int(inputs[key].max()) + 1)}
+    wrong = [f"{k} ({v.dtype})" for k, v in inputs.items() if v.dtype not in INPUT_TYPES]
+    if wrong or not inputs:
+        raise Unsupported(
+            f"{captured.name}: inputs {', '.join(wrong) or 'without a tensor'}; Core ML takes "
+            "float16, float32, int32 and bool tensors: wrap the module and cast at its border"
+        )
+    return inputs
+
+
+def output_names(module: Interface, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return a name for every output, found by running the module once.
+
+    Raises:
+        Unsupported: It returns no floating tensor.
+    """
+    with torch.no_grad():
+        outputs = module.module(**inputs, **module.fixed)
+    names = tuple(name for name, _ in named_tensors(outputs))
+    if not names:
+        raise Unsupported(
+            f"the model returns {type(outputs).__name__} without a floating tensor; Core ML needs "
+            "at least one output"
+        )
+    return names
+
+
+def named_tensors(outputs: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield every floating tensor of a nested result with a name made of keys and positions."""
+    if isinstance(outputs, Tensor):
+        if outputs.is_floating_point():
+            yield name or "output", outputs
+    elif isinstance(outputs, Mapping):
+        for key, value in outputs.items():
+            yield from named_tensors(value, f"{name}_{key}" if name else str(key))
+    elif isinstance(outputs, list | tuple):
+        for index, value in enumerate(outputs):
+            yield from named_tensors(value, f"{name or 'output'}_{index}")

@@ -1,0 +1,115 @@
+"""A package on disk (``.mlpackage``), read without coremltools.
+
+    X.mlpackage/Manifest.json                                 which entry is the model
+    X.mlpackage/Data/com.apple.CoreML/model.mlmodel           the program
+    X.mlpackage/Data/com.apple.CoreML/weights/weight.bin      the constants
+
+Nothing outside the package is read, whatever the manifest or the program says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesparse.errors import SourceError
+from edgesparse_converters.coreml.blob import BlobFile
+from edgesparse_converters.coreml.program import BlobValue, Constant, Program, known, parse
+from edgesparse_converters.coreml.wire import WireError
+
+MODEL_PATH = "@model_path/"
+MAX_MODEL_BYTES = 1 << 31
+
+
+class Package:
+    """One package.
+
+    Args:
+        path: The ``.mlpackage`` directory.
+
+    Raises:
+        SourceError: Not a package, or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model_path = _model_path(path)
+        self._blobs: dict[str, BlobFile] = {}
+
+    @cached_property
+    def program(self) -> Program:
+        """The program.
+
+        Raises:
+            SourceError: The model file is not an ML Program, or damaged.
+        """
+        try:
+            data = self.model_path.read_bytes()
+            return parse(memoryview(data))
+        except OSError as error:
+            raise SourceError(f"{self.model_path}: {error.strerror}") from None
+        except (WireError, RecursionError, OverflowError) as error:
+            raise SourceError(
+                f"{self.model_path}: not a readable Core ML program: {error}"
+            ) from None
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What whoever wrote the package left in it, as text."""
+        return self.program.metadata
+
+    def constant(self, value: Constant) -> Any:
+        """Return a constant's value, from the weight file if it is there.
+
+        Raises:
+            SourceError: The weight file does not hold it.
+        """
+        if isinstance(value, list):
+            return [self.constant(item) for item in value]
+        return self.blob(value) if isinstance(value, BlobValue) else value
+
+    def blob(self, value: BlobValue) -> NDArray[np.generic]:
+        """Return a constant of the weight file, a view of the mapped file where it can be."""
+        try:
+            shape = known(value.type.shape)
+        except WireError as error:
+            raise SourceError(f"{self.path}: {error}") from None
+        return self.blob_file(value).read(value.offset, value.type.dtype, shape)
+
+    def blob_file(self, value: BlobValue) -> BlobFile:
+        """Return the weight file a constant is in.
+
+        Raises:
+            SourceError: It is not inside the package.
+        """
+        if value.file not in self._blobs:
+            root = self.model_path.parent.resolve()
+            target = (root / value.file.removeprefix(MODEL_PATH)).resolve()
+            if not value.file.startswith(MODEL_PATH) or not target.is_relative_to(root):
+                raise SourceError(f"{self.path}: weights in {value.file!r}, outside the package")
+            self._blobs[value.file] = BlobFile(target)
+        return self._blobs[value.file]
+
+
+def _model_path(path: Path) -> Path:
+    """Return the model file the manifest names."""
+    manifest = path / "Manifest.json"
+    try:
+        data = json.loads(manifest.read_text(encoding="utf-8"))
+        entry = data["itemInfoEntries"][data["rootModelIdentifier"]]
+        model = (path / "Data" / str(entry["path"])).resolve()
+    except OSError as error:
+        raise SourceError(f"{manifest}: {error.strerror}; not a Core ML package") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise SourceError(f"{manifest}: names no model; not a Core ML package") from None
+    if not model.is_relative_to((path / "Data").resolve()) or not model.is_file():
+        raise SourceError(f"{path}: the model {entry['path']!r} is not in the package")
+    if model.stat().st_size > MAX_MODEL_BYTES:
+        raise SourceError(f"{model}: larger than {MAX_MODEL_BYTES} bytes")
+    return model

@@ -1,0 +1,212 @@
+"""From the ``edgesparse::`` operators to ``constexpr_`` operations, on the solver's own numbers.
+
+Registered with coremltools' public ``register_torch_op``. The constants come from the graph, not
+from a side table: what is translated is what was traced. Only how many bits to store is told from
+outside (``Storage``), since four-bit codes may happen to fit into three.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesparse_converters.coreml.forms import (
+    CONST,
+    DEFAULT_CHOICE,
+    LUT_TO_DENSE,
+    LUT_TO_SPARSE,
+    SHIFT_SCALE,
+    SPARSE_SHIFT_SCALE,
+    SPARSE_TO_DENSE,
+    Choice,
+    Form,
+    code_form,
+    value_form,
+)
+
+
+@dataclass(kw_only=True)
+class Storage:
+    """How weights are stored in one conversion, and what was.
+
+    Attributes:
+        bits: Bits of each weight's codes, by name.
+        choice: What may be chosen about the package.
+        written: Forms written, by name of the weight.
+        names: Name of the value in the program, by name of the weight; equal weights share one.
+    """
+
+    bits: Mapping[str, int]
+    choice: Choice = DEFAULT_CHOICE
+    written: dict[str, Form] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+
+_STORAGE: ContextVar[Storage] = ContextVar("storage")
+
+
+@contextmanager
+def storing(storage: Storage) -> Iterator[Storage]:
+    """Translate with these choices inside the block."""
+    register()
+    token = _STORAGE.set(storage)
+    try:
+        yield storage
+    finally:
+        _STORAGE.reset(token)
+
+
+@cache
+def register() -> None:
+    """Tell coremltools about the operators, once per process."""
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
+
+    register_torch_op(_dequantize, torch_alias=["edgesparse::dequantize", "edgesparse.dequantize"])
+    register_torch_op(
+        _sparse_values, torch_alias=["edgesparse::sparse_values", "edgesparse.sparse_values"]
+    )
+
+
+def _dequantize(context: Any, node: Any) -> None:
+    """Translate ``edgesparse::dequantize(codes, keep_mask, scales, group_size, name)``."""
+    codes, mask, scales = (_constant(context, node, i) for i in range(3))
+    group_size, name = int(node.inputs[3]), str(node.inputs[4])
+    storage = _STORAGE.get()
+    form = code_form(
+        codes.astype(np.int8, copy=False),
+        _mask(mask),
+        scales.astype(np.float32, copy=False),
+        group_size=group_size,
+        bits=storage.bits[name],
+        choice=storage.choice,
+    )
+    _add(context, node, name, form)
+
+
+def _sparse_values(context: Any, node: Any) -> None:
+    """Translate ``edgesparse::sparse_values(values, keep_mask, name)``."""
+    values, mask = (_constant(context, node, i) for i in range(2))
+    form = value_form(values.astype(np.float32, copy=False), _mask(mask))
+    _add(context, node, str(node.inputs[2]), form)
+
+
+def _constant(context: Any, node: Any, index: int) -> NDArray[Any]:
+    return np.asarray(context[node.inputs[index]].val)
+
+
+def _mask(mask: NDArray[Any]) -> NDArray[np.bool_] | None:
+    return mask.astype(np.bool_, copy=False) if mask.size else None
+
+
+def _add(context: Any, node: Any, name: str, form: Form) -> None:
+    """Emit the form once per content and let the node be its result.
+
+    coremltools' own removal of duplicates fails on operations with two outputs (the sparse ones),
+    so that two equal weights would end in "Cannot delete op with active output".
+    """
+    emitted = context.__dict__.setdefault("_edgesparse_emitted", {})
+    key = _digest(form)
+    storage = _STORAGE.get()
+    if key not in emitted:
+        program_name = unique_name(name, set(storage.names.values()))
+        emitted[key] = program_name, emit(form, program_name)
+    storage.written[name] = form
+    storage.names[name], variable = emitted[key]
+    context.add(variable, torch_name=node.name)
+
+
+def unique_name(name: str, taken: set[str]) -> str:
+    """Return the name of a weight as an identifier of a Core ML program, unlike those taken."""
+    plain = re.sub(r"[^0-9a-zA-Z]+", "_", name)
+    number = 1
+    while plain in taken:
+        number += 1
+        plain = f"{re.sub(r'[^0-9a-zA-Z]+', '_', name)}_{number}"
+    return plain
+
+
+def emit(form: Form, name: str) -> Any:
+    """Build the operations of ``form``; return the variable that is the whole weight.
+
+    Scales and values are given as float32 and narrowed by coremltools' own pass: they are float16
+    numbers, so nothing changes, while float16 here would break ``linear`` up into ``matmul``.
+    """
+    from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+
+    data: Any = _typed(form)
+    mask: Any = None if form.mask is None else _bits(form.mask, 1)
+    table: Any = _one_table(form)
+    for step, operation in enumerate(form.operations):
+        last = step == len(form.operations) - 1
+        step_name = name if last else f"{name}_{step}"
+        if operation == CONST:
+            data = mb.const(val=data, name=step_name)
+        elif operation == SHIFT_SCALE and not last:
+            table = mb.constexpr_blockwise_shift_scale(**_scaled_tables(form), name=step_name)
+        elif operation == SHIFT_SCALE:
+            data = mb.constexpr_blockwise_shift_scale(data=data, scale=form.scales, name=step_name)
+        elif operation == SPARSE_SHIFT_SCALE:
+            mask, data = mb.constexpr_sparse_blockwise_shift_scale(
+                data_mask=mask, nonzero_data=data, scale=form.scales, name=step_name
+            )
+        elif operation == LUT_TO_DENSE:
+            data = mb.constexpr_lut_to_dense(indices=data, lut=table, name=step_name)
+        elif operation == LUT_TO_SPARSE:
+            mask, data = mb.constexpr_lut_to_sparse(
+                indices_mask=mask, indices_nonzero_data=data, lut=table, name=step_name
+            )
+        elif operation == SPARSE_TO_DENSE:
+            data = mb.constexpr_sparse_to_dense(nonzero_data=data, mask=mask, name=step_name)
+    return data
+
+
+def _one_table(form: Form) -> NDArray[Any] | None:
+    """Return the table as the look-up takes it, one for the whole weight."""
+    if form.table is None:
+        return None
+    return form.table.reshape((1,) * len(form.shape) + (-1, 1))
+
+
+def _scaled_tables(form: Form) -> dict[str, NDArray[Any]]:
+    """Return data and scale of one table per block of scales."""
+    assert form.table is not None
+    assert form.scales is not None
+    scale = form.scales[..., None, None]
+    data = np.broadcast_to(form.table[:, None], (*form.scales.shape, form.table.size, 1))
+    return {"data": np.ascontiguousarray(data), "scale": scale}
+
+
+def _typed(form: Form) -> NDArray[Any]:
+    """Return the kept numbers in coremltools' type for their width."""
+    if form.bits == 16:
+        return form.kept.astype(np.float32, copy=False)
+    if form.table is not None:
+        return _bits(form.kept, form.bits)
+    if form.bits == 8:
+        return form.kept.astype(np.int8, copy=False)
+    from coremltools.converters.mil.mil import types
+
+    return form.kept.astype(types.np_int4_dtype)
+
+
+def _bits(array: NDArray[Any], bits: int) -> NDArray[Any]:
+    from coremltools.converters.mil.mil import types
+
+    return array.astype(getattr(types, f"np_uint{bits}_dtype"))
+
+
+def _digest(form: Form) -> bytes:
+    digest = hashlib.sha256(repr((form.bits, form.shape, form.operations)).encode())
+    for array in (form.mask, form.kept, form.table, form.scales):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()

@@ -1,0 +1,159 @@
+"""The proof: a package's weights read back bit for bit, and the package executed on this host.
+
+The reference is the packed model in torch, in float32. The package is executed twice: in float32,
+where it must agree to ``FLOAT32_TOLERANCE`` (what differs is what the file holds in float16: kept
+weights and folded constants), and with every value rounded to the float16 the file declares, where
+``FLOAT16_TOLERANCE`` is a cosine of 0.9999.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgesparse.exporting import LayerCheck, OutputCheck, Verdict, compare_output
+from edgesparse.runtime.forward import token_key
+from edgesparse.runtime.modules import build_decoded
+from edgesparse_converters.coreml import interface
+from edgesparse_converters.coreml.execute import Executor, Precision
+from edgesparse_converters.coreml.package import Package
+from edgesparse_converters.coreml.readback import compare, program_names, read_weight
+
+if TYPE_CHECKING:
+    from edgesparse.model import CompressedModel
+    from edgesparse_converters.coreml.program import TensorType
+
+Arrays = Mapping[str, NDArray[Any]]
+
+FLOAT32_TOLERANCE = 1e-3
+FLOAT16_TOLERANCE = float(np.sqrt(2 * 1e-4))
+
+
+def validate(
+    path: Path,
+    compressed: CompressedModel,
+    *,
+    inputs: Sequence[Arrays] | None = None,
+    calls: int = 2,
+    seed: int = 0,
+) -> Verdict:
+    """Compare a package with the packed model it was made from.
+
+    Args:
+        path: The ``.mlpackage``.
+        compressed: The packed model.
+        inputs: What to run it on, by name; None draws ``calls`` random inputs.
+        calls: How many random inputs.
+        seed: Of the random inputs.
+
+    Raises:
+        SourceError: Not a package edgesparse wrote, damaged, or of another model.
+        Unsupported: It has operators the host executor does not know.
+    """
+    package = Package(path)
+    layers = check_layers(package, compressed)
+    drawn = inputs or draw_inputs(Executor(package).inputs, compressed, calls=calls, seed=seed)
+    references = reference_outputs(compressed, drawn)
+    outputs: list[OutputCheck] = []
+    outputs += _check(package, drawn, references, "float32", FLOAT32_TOLERANCE)
+    outputs += _check(package, drawn, references, "float16", FLOAT16_TOLERANCE)
+    return Verdict(
+        path=path,
+        target="coreml",
+        layers=layers,
+        outputs=tuple(outputs),
+        runtime="edgesparse host executor for Core ML programs",
+        notes=(
+            f"{len(drawn)} inputs, {'given' if inputs else f'random, seed {seed}'}; executed on "
+            "this host, not by Core ML: what a device's own kernels round is not seen here",
+        ),
+    )
+
+
+def check_layers(package: Package, compressed: CompressedModel) -> tuple[LayerCheck, ...]:
+    """Compare mask, codes and scales of every packed tensor with the file's.
+
+    A mask, code or scale that differs where it changes no weight counts as infinitely wrong.
+    """
+    checks = []
+    for name, value in program_names(package, compressed.packed).items():
+        weight = read_weight(package, value)
+        difference = compare(weight, compressed.packed[name].codes)
+        silent = difference.any and difference.max_abs == 0
+        error = np.inf if silent else difference.max_abs
+        lowering = " + ".join(weight.operations)
+        checks.append(LayerCheck(name=name, lowering=lowering, max_abs_error=error))
+    return tuple(checks)
+
+
+def draw_inputs(
+    types: Mapping[str, TensorType], compressed: CompressedModel, *, calls: int, seed: int
+) -> list[dict[str, NDArray[Any]]]:
+    """Return random inputs: normal floats, tokens of the vocabulary, other integers as traced."""
+    generator = np.random.default_rng(seed)
+    examples = compressed.captured.example_inputs
+    tokens = token_key(compressed.captured) if compressed.captured.task == "causal-lm" else ""
+    vocabulary = int(compressed.captured.config.get("vocab_size", 0))
+    drawn = []
+    for _ in range(calls):
+        call: dict[str, NDArray[Any]] = {}
+        for name, kind in types.items():
+            shape = tuple(size or 1 for size in kind.shape)
+            example = examples.get(name)
+            if kind.dtype.startswith("float"):
+                call[name] = generator.standard_normal(shape).astype(np.float32)
+            elif name == tokens or (name == "input_ids" and vocabulary):
+                limit = vocabulary or int(examples[name].max()) + 1
+                call[name] = generator.integers(0, limit, shape).astype(np.int32)
+            elif isinstance(example, Tensor) and tuple(example.shape) == shape:
+                call[name] = example.numpy().astype(np.int32)
+            else:
+                call[name] = np.ones(shape, np.int32)
+        drawn.append(call)
+    return drawn
+
+
+def reference_outputs(
+    compressed: CompressedModel, inputs: Sequence[Arrays]
+) -> list[dict[str, NDArray[np.float32]]]:
+    """Return the packed model's outputs in float32, under the names the package gives them."""
+    module = interface.wrap(build_decoded(compressed), compressed.captured)
+    examples = compressed.captured.example_inputs
+    outputs = []
+    with torch.no_grad():
+        for call in inputs:
+            tensors = {
+                name: torch.from_numpy(np.asarray(value)).to(examples[name].dtype)
+                for name, value in call.items()
+            }
+            named = dict(interface.named_tensors(module.module(**tensors, **module.fixed)))
+            outputs.append({name: value.float().numpy() for name, value in named.items()})
+    return outputs
+
+
+def _check(
+    package: Package,
+    inputs: Sequence[Arrays],
+    references: Sequence[Arrays],
+    precision: Precision,
+    tolerance: float,
+) -> list[OutputCheck]:
+    """Return the worst check of each output over all inputs."""
+    executor = Executor(package, precision=precision)
+    worst: dict[str, OutputCheck] = {}
+    for call, reference in zip(inputs, references, strict=True):
+        found = executor.run(call)
+        for name, expected in reference.items():
+            value = found.get(name, np.zeros(0, np.float32))
+            check = compare_output(name, value, expected, tolerance=tolerance)
+            known = worst.get(name)
+            if known is None or not check.relative_error <= known.relative_error:
+                worst[name] = check
+    return [replace(check, name=f"{name} ({precision})") for name, check in worst.items()]

@@ -1,0 +1,216 @@
+"""Export, read back, execute: every format, every kind of layer, the same numbers."""
+
+import numpy as np
+import pytest
+import torch
+from edgesparse_converters.coreml.execute import Executor
+from edgesparse_converters.coreml.package import Package
+from edgesparse_converters.coreml.readback import compare, program_names, read_weight, read_weights
+from torch import nn
+
+import edgesparse as es
+from edgesparse.errors import ExportError, SourceError, Unsupported, UsageError
+from edgesparse.exporting import EXPORTERS, inspect, run
+
+FORMS = {
+    (2, 0.0): ("constexpr_blockwise_shift_scale", "constexpr_lut_to_dense"),
+    (3, 0.0): ("constexpr_blockwise_shift_scale", "constexpr_lut_to_dense"),
+    (4, 0.0): ("constexpr_blockwise_shift_scale",),
+    (8, 0.0): ("constexpr_blockwise_shift_scale",),
+    (4, 0.5): ("constexpr_sparse_blockwise_shift_scale", "constexpr_sparse_to_dense"),
+    (8, 0.5): ("constexpr_sparse_blockwise_shift_scale", "constexpr_sparse_to_dense"),
+    (16, 0.5): ("constexpr_sparse_to_dense",),
+}
+
+
+@pytest.mark.parametrize(
+    ("bits", "sparsity"),
+    [(2, 0.0), (3, 0.0), (4, 0.0), (8, 0.0), (2, 0.5), (3, 0.5), (4, 0.5), (8, 0.5), (16, 0.5)],
+)
+def test_every_layer_in_every_format_is_the_same_numbers(
+    layers, compressed, tmp_path, bits, sparsity
+):
+    small = compressed(layers, bits=bits, sparsity=sparsity, group_size=0)
+    artifact = es.export(small, path=tmp_path / "m.mlpackage")
+    verdict = es.validate(artifact, small)
+    assert verdict.ok, verdict
+    assert {layer.name for layer in verdict.layers} == set(small.packed)
+    assert all(layer.equal for layer in verdict.layers)
+    expected = FORMS.get((bits, sparsity))
+    if expected:
+        wide = "linear.weight"
+        assert artifact.lowering[wide].startswith(" + ".join(expected))
+
+
+def test_a_tied_weight_is_written_once(layers, compressed, tmp_path):
+    small = compressed(layers)
+    artifact = es.export(small, path=tmp_path / "m.mlpackage")
+    weights = read_weights(Package(artifact.path))
+    assert sorted(w.codes.shape for w in weights.values()).count((40, 24)) == 1
+
+
+def test_one_column_groups_that_blocks_cannot_follow_are_repeated_and_said(
+    layers, compressed, tmp_path
+):
+    small = compressed(layers, bits=4, group_size=16)  # 27 columns of 3x3 taps, runs of 16
+    artifact = es.export(small, path=tmp_path / "m.mlpackage")
+    assert any("conv.weight" in note and "16" in note for note in artifact.notes)
+    assert es.validate(artifact, small).ok
+
+
+class Pair(nn.Module):
+    """Two layers whose names become one identifier, and whose weights are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a_b = nn.Linear(32, 32)
+        self.a = nn.ModuleDict({"b": nn.Linear(32, 32)})
+        self.c = nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.c(self.a["b"](self.a_b(x)))
+
+
+def pair(equal: bool) -> es.CapturedModel:
+    torch.manual_seed(1)
+    module = Pair().eval()
+    if equal:
+        for layer in (module.a["b"], module.c):
+            layer.weight = nn.Parameter(module.a_b.weight.detach().clone())
+    return es.load(module, example_inputs={"x": torch.randn(2, 32)})
+
+
+def test_names_that_collide_stay_two_weights(compressed, tmp_path):
+    small = compressed(pair(False))
+    artifact = es.export(small, path=tmp_path / "m.mlpackage")
+    assert len(read_weights(Package(artifact.path))) == 3
+    assert es.validate(artifact, small).ok
+
+
+def test_equal_weights_are_written_once(compressed, tmp_path):
+    small = compressed(pair(True))
+    artifact = es.export(small, path=tmp_path / "m.mlpackage")
+    assert len(read_weights(Package(artifact.path))) == 1
+    assert es.validate(artifact, small).ok
+
+
+@pytest.mark.parametrize("kept", [0, 1, 1023, 1024])
+@pytest.mark.parametrize("bits", [4, 16])
+def test_masks_at_their_limits(compressed, tmp_path, kept, bits):
+    def mask(name, weight):
+        flat = np.zeros(weight.size, bool)
+        flat[:kept] = True
+        return flat.reshape(weight.shape)
+
+    small = compressed(pair(False), bits=bits, masks=mask)
+    verdict = es.validate(es.export(small, path=tmp_path / "m.mlpackage"), small)
+    assert verdict.ok, verdict
+
+
+def test_tables_for_the_neural_engine_are_the_same_numbers(compressed, tmp_path):
+    small = compressed(pair(False))
+    for system in ("iOS18", "iOS26"):
+        path = tmp_path / f"{system}.mlpackage"
+        artifact = es.export(small, path=path, tables=True, system=system)
+        assert all("lut_to_sparse" in form for form in artifact.lowering.values())
+        assert es.validate(artifact, small).ok
+
+
+def test_a_weight_changed_in_the_file_is_found(compressed, tmp_path):
+    small = compressed(pair(False))
+    artifact = es.export(small, path=tmp_path / "m.mlpackage")
+    package = Package(artifact.path)
+    value = program_names(package, small.packed)["c.weight"]
+    before = read_weight(package, value)
+    assert not compare(before, small.packed["c.weight"].codes).any
+    weights = artifact.path / "Data/com.apple.CoreML/weights/weight.bin"
+    data = bytearray(weights.read_bytes())
+    record = 64
+    data[record + 64] ^= 1  # the first bit of the first blob, a mask or a code
+    weights.write_bytes(data)
+    verdict = es.validate(artifact.path, small)
+    assert not verdict.ok
+    assert sum(not layer.ok for layer in verdict.layers) == 1
+
+
+def test_another_models_package_is_refused(layers, compressed, tmp_path):
+    artifact = es.export(compressed(pair(False)), path=tmp_path / "m.mlpackage")
+    with pytest.raises(SourceError, match="another model"):
+        es.validate(artifact, compressed(layers))
+
+
+def test_prediction_is_close_before_any_weight_is_touched(layers, compressed, tmp_path):
+    small = compressed(layers, group_size=0)
+    artifact = es.export(small, path=tmp_path / "m.mlpackage")
+    predicted = EXPORTERS.get("coreml").predict_nbytes(small.plan)
+    assert abs(predicted - artifact.nbytes) < 25_000
+
+
+def test_inspect_and_run_speak_plain_values(layers, compressed, tmp_path):
+    artifact = es.export(compressed(layers), path=tmp_path / "m.mlpackage")
+    found = inspect(artifact.path)
+    (main,) = found["functions"]
+    assert {i["name"] for i in main["inputs"]} == {"image", "ids"}
+    assert set(main["outputs"]) == {"image", "logits"}
+    linear = next(w for w in main["weights"] if w["name"].startswith("linear_weight"))
+    assert linear["shape"] == [24, 24]
+    assert linear["dtype"] == "int4"
+    assert linear["sparsity"] == pytest.approx(0.5, abs=0.01)
+    inputs = {"image": np.zeros((1, 3, 8, 8), np.float32), "ids": np.zeros((1, 6), np.int32)}
+    assert run(artifact.path, inputs)["logits"].shape == (1, 6, 40)
+
+
+class Spectrum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+
+    def forward(self, x):
+        return torch.linalg.inv(self.linear(x))
+
+
+def test_an_operator_without_a_translation_is_named_and_nothing_is_left(compressed, tmp_path):
+    captured = es.load(Spectrum().eval(), example_inputs={"x": torch.randn(32, 32)})
+    with pytest.raises(Unsupported, match="linalg_inv"):
+        es.export(compressed(captured), path=tmp_path / "m.mlpackage")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Idle(Pair):
+    def forward(self, x):
+        return self.a_b(x)
+
+
+def test_a_packed_weight_that_is_never_read_is_refused(compressed, tmp_path):
+    captured = es.load(Idle().eval(), example_inputs={"x": torch.randn(2, 32)})
+    small = compressed(captured)
+    if set(small.packed) == {"a_b.weight"}:
+        pytest.skip("capture already sees that the weight is not used")
+    with pytest.raises(ExportError, match="never reads"):
+        es.export(small, path=tmp_path / "m.mlpackage")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"system": "iOS15"}, "iOS18 or iOS26"),
+        ({"tokens": 0}, "at least 1"),
+        ({"table": True}, "no option 'table'"),
+        ({"tokens": 4}, "no language model"),
+    ],
+)
+def test_options_that_mean_nothing(compressed, tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        es.export(compressed(pair(False)), path=tmp_path / "m.mlpackage", **options)
+
+
+def test_a_package_runs_in_half_precision_as_declared(compressed, tmp_path):
+    small = compressed(pair(False))
+    artifact = es.export(small, path=tmp_path / "m.mlpackage")
+    x = {"x": np.full((2, 32), 1.0 + 2**-12, np.float32)}  # not a float16: rounded to 1
+    one = {"x": np.ones((2, 32), np.float32)}
+    half = Executor(artifact.path, precision="float16")
+    full = Executor(artifact.path, precision="float32")
+    (name,) = half.run(x)
+    np.testing.assert_array_equal(half.run(x)[name], half.run(one)[name])
+    assert np.any(full.run(x)[name] != full.run(one)[name])
