@@ -20,7 +20,11 @@ ExampleInputs = Mapping[str, Any] | tuple[Any, ...] | torch.Tensor
 
 
 def capture_module(
-    module: nn.Module, example_inputs: ExampleInputs, *, source: Source | None = None
+    module: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    source: Source | None = None,
+    bypassed: frozenset[str] = frozenset(),
 ) -> CapturedModel:
     """Capture ``module``, which is neither changed nor run on its weights.
 
@@ -28,6 +32,7 @@ def capture_module(
         module: Any module on the CPU.
         example_inputs: Arguments of a forward pass: by name, by position, or the only one.
         source: Where it came from; None says from this process.
+        bypassed: Paths of layers whose weights are read by others too.
 
     Raises:
         SourceError: A tensor that cannot be captured, or example inputs that do not fit.
@@ -35,7 +40,7 @@ def capture_module(
     inputs = keyword_inputs(module, example_inputs)
     bare = copy_structure(module)
     transposed = conform(bare)
-    tensors = describe(bare, uncalled=uncalled_modules(bare, inputs))
+    tensors = describe(bare, uncalled=bypassed | uncalled_modules(bare, inputs))
     return CapturedModel(
         source=source or Source(kind="module", location=type(module).__qualname__),
         tensors=tensors,
