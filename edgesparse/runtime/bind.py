@@ -55,13 +55,14 @@ def _bound_class(base: type[nn.Module], leaf: str) -> type[nn.Module]:
     return type(f"Packed{base.__name__}", (base,), members)
 
 
-def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
+# The argument is called as torch calls it: some callers pass it by name.
+def _linear_forward(self: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002
     payload: Payload = self._modules["weight_payload"]  # type: ignore[assignment]
-    return payload.linear(x, self.bias)
+    return payload.linear(input, self.bias)
 
 
-def _embedding_forward(self: nn.Embedding, indices: Tensor) -> Tensor:
+def _embedding_forward(self: nn.Embedding, input: Tensor) -> Tensor:  # noqa: A002
     if self.max_norm is not None:
-        return nn.Embedding.forward(self, indices)
+        return nn.Embedding.forward(self, input)
     payload: Payload = self._modules["weight_payload"]  # type: ignore[assignment]
-    return payload.embedding(indices)
+    return payload.embedding(input)
