@@ -27,14 +27,18 @@ Use = tuple[TensorKind, str]
 
 
 def describe(
-    module: nn.Module, *, uncalled: frozenset[str] = frozenset()
+    module: nn.Module,
+    *,
+    uncalled: frozenset[str] = frozenset(),
+    bypassed: frozenset[str] = frozenset(),
 ) -> tuple[TensorInfo, ...]:
     """Return every distinct tensor of ``module``, in state-dict order.
 
     Args:
         module: Any module; its parameters may be on the meta device.
-        uncalled: Paths of submodules that a forward pass does not call, although it uses their
-            weights: those weights stay as they are.
+        uncalled: Paths of layers that a forward pass does not call. A weight that no called layer
+            has stays as it is: somebody may read it directly.
+        bypassed: Paths of layers whose weight is known to be read directly, called or not.
 
     Raises:
         SourceError: A tensor of a type this package does not know.
@@ -48,7 +52,7 @@ def describe(
             )
         names.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor
-    uses = _uses(module, uncalled)
+    uses = _uses(module, uncalled, bypassed)
     return tuple(_info(names[key], tensor, uses.get(key, [])) for key, tensor in tensors.items())
 
 
@@ -88,10 +92,13 @@ def _info(names: list[str], tensor: torch.Tensor, uses: list[Use]) -> TensorInfo
     )
 
 
-def _uses(module: nn.Module, uncalled: frozenset[str]) -> dict[int, list[Use]]:
+def _uses(
+    module: nn.Module, uncalled: frozenset[str], bypassed: frozenset[str]
+) -> dict[int, list[Use]]:
     """Return what is done with each tensor, by ``id``."""
-    uses: dict[int, list[Use]] = {}
-    bypassed = uncalled | {
+    called: dict[int, list[Use]] = {}
+    others: dict[int, list[Use]] = {}
+    bypassed |= {
         f"{path}.out_proj".lstrip(".")
         for path, child in module.named_modules()
         if isinstance(child, nn.MultiheadAttention)
@@ -99,10 +106,11 @@ def _uses(module: nn.Module, uncalled: frozenset[str]) -> dict[int, list[Use]]:
     for path, child in module.named_modules():
         for leaf, tensor in _own_tensors(child):
             kind, reason = _use(child, leaf, tensor)
-            if not reason and path in bypassed:
+            if not reason and path in uncalled | bypassed:
                 kind, reason = TensorKind.OTHER, "read by another module than its own"
+            uses = others if path in uncalled - bypassed else called
             uses.setdefault(id(tensor), []).append((kind, reason))
-    return uses
+    return others | called
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -92,7 +92,7 @@ def capture_architecture(
 
 def capture_transformers_model(model: Any) -> CapturedModel:
     """Capture a transformers model of this process; it is neither changed nor run."""
-    captured = capture_module(model, example_inputs(model))
+    captured = capture_module(model, example_inputs(model), probe=False)
     config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     own = type(model).__module__.startswith("transformers.")
     location = getattr(model.config, "_name_or_path", "") or type(model).__name__

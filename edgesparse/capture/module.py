@@ -25,6 +25,7 @@ def capture_module(
     *,
     source: Source | None = None,
     bypassed: frozenset[str] = frozenset(),
+    probe: bool = True,
 ) -> CapturedModel:
     """Capture ``module``, which is neither changed nor run on its weights.
 
@@ -33,6 +34,7 @@ def capture_module(
         example_inputs: Arguments of a forward pass: by name, by position, or the only one.
         source: Where it came from; None says from this process.
         bypassed: Paths of layers whose weights are read by others too.
+        probe: Run a forward pass on the meta device to find layers that are never called.
 
     Raises:
         SourceError: A tensor that cannot be captured, or example inputs that do not fit.
@@ -40,7 +42,8 @@ def capture_module(
     inputs = keyword_inputs(module, example_inputs)
     bare = copy_structure(module)
     transposed = conform(bare)
-    tensors = describe(bare, uncalled=bypassed | uncalled_modules(bare, inputs))
+    uncalled = uncalled_modules(bare, inputs) if probe else frozenset()
+    tensors = describe(bare, uncalled=uncalled, bypassed=bypassed)
     return CapturedModel(
         source=source or Source(kind="module", location=type(module).__qualname__),
         tensors=tensors,

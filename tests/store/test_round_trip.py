@@ -69,14 +69,14 @@ def test_a_module_of_this_process_needs_its_source_again(
     compressed: CompressedModel, tmp_path: Path
 ) -> None:
     save(compressed, tmp_path / "out")
-    with pytest.raises(SourceError, match="'Small', which cannot be rebuilt .* pass it again"):
+    with pytest.raises(SourceError, match=r"'Small', which cannot be rebuilt .* pass it again"):
         load(tmp_path / "out")
 
 
 def test_another_source_is_refused(compressed: CompressedModel, tmp_path: Path) -> None:
     save(compressed, tmp_path / "out")
     other = capture(torch.nn.Linear(20, 21), example_inputs=torch.zeros(1, 20))
-    with pytest.raises(SourceError, match="'embed.weight' is not the same in the given source"):
+    with pytest.raises(SourceError, match=r"'embed\.weight' is not the same in the given source"):
         load(tmp_path / "out", source=other)
 
 
