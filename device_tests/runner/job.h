@@ -44,6 +44,7 @@ struct Job {
   std::string out;  // folder for output-0.bin, output-1.bin, …, result.json
   int warmup = 1;
   int runs = 5;
+  int limit = 0;  // seconds after which SIGALRM ends the process; 0 is no limit
   std::vector<std::string> libraries;
   std::vector<Input> inputs;
 };
@@ -133,6 +134,8 @@ inline Job parse_job(int argc, char** argv) {
       job.warmup = parse_count(option, take(option));
     } else if (option == "--runs") {
       job.runs = parse_count(option, take(option));
+    } else if (option == "--limit") {
+      job.limit = parse_count(option, take(option));
     } else if (option == "--library") {
       job.libraries.push_back(take(option));
     } else if (option == "--input") {

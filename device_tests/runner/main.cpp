@@ -1,7 +1,7 @@
 // edgesparse-run: execute one .pte on one set of inputs, and write what came out.
 //
-//   edgesparse-run --model m.pte --out DIR [--warmup N] [--runs N] [--library op.so]...
-//                  [--input DTYPE SHAPE FILE]...
+//   edgesparse-run --model m.pte --out DIR [--warmup N] [--runs N] [--limit SECONDS]
+//                  [--library op.so]... [--input DTYPE SHAPE FILE]...
 //
 // Inputs are raw little-endian arrays in the order of the method "forward". DIR gets output-0.bin,
 // output-1.bin, … from the first run, and at the very end result.json: its presence is the proof
@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstdio>
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
@@ -160,6 +161,7 @@ int main(int argc, char** argv) {
   using namespace edgesparse;
   try {
     Job job = parse_job(argc, argv);
+    alarm(static_cast<unsigned>(job.limit));  // a hang ends here, whoever started it
     const std::string json = to_json(run(job));
     write_file(job.out + "/result.json", json.data(), json.size());
     return kFine;

@@ -1,0 +1,81 @@
+"""What a person sees of devices, records and comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.markup import escape
+from rich.table import Table
+
+from edgesparse.budget import format_size
+from edgesparse.report.tables import columns
+from edgesparse.report.words import NOTHING, percent
+from edgesparse_device.comparing import Change
+from edgesparse_device.device import Listed
+from edgesparse_device.record import CaseResult, Record, Status
+
+
+def device_table(devices: Iterable[Listed]) -> Table:
+    """Return one line per device: what it is, or why it cannot be used."""
+    table = columns("device", "processor", "system or what is missing", left=3)
+    for device in devices:
+        if device.info is None:
+            table.add_row(escape(device.name), NOTHING, f"[dim]{escape(device.reason)}[/dim]")
+        else:
+            info = device.info
+            emulated = ", emulated" if info.emulated else ""
+            table.add_row(
+                escape(device.name),
+                escape(f"{info.abi}{emulated}"),
+                escape(", ".join(filter(None, (info.cpu, info.os)))),
+            )
+    table.columns[2].no_wrap = False
+    return table
+
+
+def record_table(record: Record) -> Table:
+    """Return one line per case; an emulated time is never shown."""
+    language = any(case.token_agreement is not None for case in record.cases)
+    headers = ["relative error", "max error", "tokens" if language else "top-1"]
+    table = columns("", "case", *headers, "load ms", "p50 ms", "p99 ms", "memory", left=2)
+    for case in record.cases:
+        table.add_row(*_case_cells(case, emulated=record.device.emulated))
+    return table
+
+
+def _case_cells(case: CaseResult, *, emulated: bool) -> list[str]:
+    mark = "[green]ok[/green]" if case.status is Status.OK else f"[red]{case.status}[/red]"
+    name = escape(case.name)
+    if not case.outputs:
+        return [mark, name, *[NOTHING] * 7]
+    worst = max(output.max_abs for output in case.outputs)
+    agreement = case.token_agreement if case.tokens else case.outputs[0].top1
+    cells = [mark, name, f"{case.relative:.1e}", f"{worst:.1e}", percent(agreement)]
+    if emulated:
+        cells += [NOTHING, "emulated", "emulated"]
+    elif case.latency is not None and case.load_ms is not None:
+        times = case.load_ms, case.latency.p50, case.latency.p99
+        cells += [f"{ms:.3g}" for ms in times]
+    else:
+        cells += [NOTHING] * 3
+    peak = case.peak_nbytes
+    return [*cells, NOTHING if peak is None else format_size(peak)]
+
+
+def record_title(record: Record) -> str:
+    """Return the line over a record's table."""
+    device = record.device
+    kind = f"{device.abi}, emulated" if device.emulated else device.abi
+    what = ", ".join(filter(None, (kind, device.cpu)))
+    file = f"{record.artifact}, {format_size(record.file_nbytes)}"
+    return f"[bold]{escape(device.name)}[/bold]  ·  {escape(what)}  ·  {escape(file)}"
+
+
+def change_table(changes: Iterable[Change]) -> Table:
+    """Return one line per change, those outside the tolerance marked."""
+    table = columns("", "case", "what", "before", "after", left=3)
+    for change in changes:
+        mark = "[red]worse[/red]" if change.worse else ""
+        cells = (change.case or "all", change.what, change.before, change.after)
+        table.add_row(mark, *map(escape, cells))
+    return table
