@@ -7,17 +7,19 @@ its own is then replaced. Nothing the compressed model holds is changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from edgesparse.errors import Unsupported
-from edgesparse.packed import Codes, PackedTensor
+from edgesparse.packed import Codes, PackedTensor, matrix_shape
 from edgesparse.runtime.modules import build_decoded
-from edgesparse_converters.executorch.arithmetic import DynamicLinear
+from edgesparse_converters.executorch.arithmetic import DynamicLinear, PackedReference
 from edgesparse_converters.executorch.embedding import QuantizedEmbedding
 from edgesparse_converters.executorch.lowering import Form, Use
+from edgesparse_converters.executorch.operators import PackedEmbedding, PackedLinear
 from edgesparse_converters.executorch.quiet import quiet
 
 if TYPE_CHECKING:
@@ -26,18 +28,27 @@ if TYPE_CHECKING:
 Replace = Callable[[nn.Module, Use, PackedTensor], nn.Module]
 
 
-def build_module(compressed: CompressedModel, uses: Iterable[Use]) -> nn.Module:
+def build_module(
+    compressed: CompressedModel, uses: Iterable[Use], *, activations: str
+) -> nn.Module:
     """Return the float32 module whose graph becomes the program.
+
+    Args:
+        compressed: The packed model.
+        uses: What becomes of each packed tensor.
+        activations: How activations enter our operators, ``int8``, ``int16`` or ``float32``.
 
     Raises:
         Unsupported: A weight whose scales the target would round.
     """
-    return _build(compressed, uses, _exported)
+    return _build(compressed, uses, partial(_exported, activations=activations))
 
 
-def build_reference(compressed: CompressedModel, uses: Iterable[Use]) -> nn.Module:
+def build_reference(
+    compressed: CompressedModel, uses: Iterable[Use], *, activations: str
+) -> nn.Module:
     """Return the module that computes in torch what the program computes in its runtime."""
-    return _build(compressed, uses, _reference)
+    return _build(compressed, uses, partial(_reference, activations=activations))
 
 
 def _build(compressed: CompressedModel, uses: Iterable[Use], replace: Replace) -> nn.Module:
@@ -56,22 +67,38 @@ def _set_submodule(module: nn.Module, name: str, new: nn.Module) -> None:
     setattr(module.get_submodule(parent), child, new)
 
 
-def _exported(owner: nn.Module, use: Use, packed: PackedTensor) -> nn.Module:
+def _exported(owner: nn.Module, use: Use, packed: PackedTensor, *, activations: str) -> nn.Module:
     if use.form is Form.FLOAT32:
         return owner
+    if use.form is Form.PACKED:
+        if isinstance(owner, nn.Embedding):
+            return PackedEmbedding(packed)
+        return PackedLinear(packed, _bias(owner), activations_for(packed, activations))
     if isinstance(owner, nn.Embedding):
         return QuantizedEmbedding(packed.codes)
     setattr(owner, use.attribute, nn.Parameter(xnnpack_weight(packed.codes, use.name), False))
     return owner
 
 
-def _reference(owner: nn.Module, use: Use, packed: PackedTensor) -> nn.Module:
+def _reference(owner: nn.Module, use: Use, packed: PackedTensor, *, activations: str) -> nn.Module:
+    if isinstance(owner, nn.Embedding):
+        return owner
     if use.form in (Form.XNNPACK4, Form.XNNPACK8):
-        bias = owner.bias
-        return DynamicLinear(
-            torch.from_numpy(packed.decode()), bias if isinstance(bias, Tensor) else None
-        )
+        return DynamicLinear(torch.from_numpy(packed.decode()), _bias(owner))
+    if use.form is Form.PACKED:
+        return PackedReference(packed.codes, _bias(owner), activations_for(packed, activations))
     return owner
+
+
+def activations_for(packed: PackedTensor, wanted: str) -> str:
+    """Return ``wanted``, or float32 for weights whose kernels have no integer product."""
+    spec, columns = packed.spec, matrix_shape(packed.shape)[1]
+    quads = spec.group_size % 4 == 0 or spec.group_size >= columns
+    return wanted if spec.bits != 16 and quads and spec.group_size <= 65536 else "float32"
+
+
+def _bias(owner: nn.Module) -> Tensor | None:
+    return owner.bias if isinstance(owner.bias, Tensor) else None
 
 
 def xnnpack_weight(codes: Codes, name: str) -> Tensor:

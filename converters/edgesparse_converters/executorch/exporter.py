@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesparse.errors import SourceError, Unsupported
+from edgesparse.errors import SourceError, Unsupported, UsageError
 from edgesparse.exporting import Artifact, Verdict
 from edgesparse_converters.executorch.program import Program, read_program
 
@@ -37,6 +37,7 @@ class ExecutorchExporter:
         path: Path,
         *,
         lowering: str | Mapping[str, str] = "auto",
+        activations: str = "int16",
         tokens: int | None = None,
     ) -> Artifact:
         """Write ``compressed`` to ``path``.
@@ -46,23 +47,28 @@ class ExecutorchExporter:
             path: The file to write; it does not exist.
             lowering: ``auto``, ``packed``, ``xnnpack`` or ``float32`` for all tensors, or globs of
                 tensor names to these; see ``edgesparse_converters.executorch.lowering``.
+            activations: How activations enter our operators: ``int8``, ``int16`` or ``float32``.
             tokens: Length of a language model's input; None takes the example's.
 
         Raises:
-            UsageError: A lowering or length that cannot mean anything.
+            UsageError: A lowering, kind of activations or length that cannot mean anything.
             Unsupported: The model cannot be traced or lowered, or the written file does not hold
                 the weights it should.
         """
+        from edgesparse_converters.executorch.arithmetic import ACTIVATIONS
         from edgesparse_converters.executorch.assemble import build_module
         from edgesparse_converters.executorch.function import example_tensors, function_of
         from edgesparse_converters.executorch.lower import lower, trace
         from edgesparse_converters.executorch.lowering import plan_uses
         from edgesparse_converters.executorch.metadata import METHOD, write_metadata
 
+        if activations not in ACTIVATIONS:
+            raise UsageError(f"activations {activations!r}: one of {', '.join(ACTIVATIONS)}")
         inputs = example_tensors(compressed.captured, tokens=tokens)
         uses = plan_uses(compressed, compressed.captured.skeleton(), lowering)
-        function = function_of(compressed.captured, build_module(compressed, uses), inputs)
-        constants = {METHOD: write_metadata(inputs, function.outputs, uses)}
+        module = build_module(compressed, uses, activations=activations)
+        function = function_of(compressed.captured, module, inputs)
+        constants = {METHOD: write_metadata(inputs, function.outputs, uses, activations)}
         path.write_bytes(lower({"forward": trace(function, inputs)}, constants))
         program = read_program(path)
         self._guard(program, compressed, uses)

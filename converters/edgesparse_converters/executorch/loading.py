@@ -40,3 +40,7 @@ def register_kernels(operators: tuple[str, ...]) -> None:
     """Load the libraries with kernels for these operators, each at most once."""
     if any(name.startswith("quantized_decomposed::") for name in operators):
         import executorch.kernels.quantized  # noqa: F401 - registers its kernels when imported
+    if any(name.startswith("edgesparse::") for name in operators):
+        from edgesparse_converters.executorch.native import load_operators
+
+        load_operators()

@@ -25,16 +25,20 @@ class Metadata:
         inputs: Names of the inputs, in order.
         outputs: Names of the outputs, in order.
         forms: Form of every use of a packed weight, by parameter name.
+        activations: How activations enter our operators.
         version: Version of edgesparse that wrote it.
     """
 
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     forms: dict[str, Form] | None = None
+    activations: str = "float32"
     version: str = ""
 
 
-def write_metadata(inputs: Iterable[str], outputs: Iterable[str], uses: Iterable[Use]) -> str:
+def write_metadata(
+    inputs: Iterable[str], outputs: Iterable[str], uses: Iterable[Use], activations: str
+) -> str:
     """Return the constant; uses of one form share a key, so names are all it costs."""
     forms: dict[str, list[str]] = {}
     for use in uses:
@@ -44,6 +48,7 @@ def write_metadata(inputs: Iterable[str], outputs: Iterable[str], uses: Iterable
         "inputs": list(inputs),
         "outputs": list(outputs),
         "forms": forms,
+        "activations": activations,
     }
     return json.dumps(value, separators=(",", ":"))
 
@@ -59,6 +64,7 @@ def read_metadata(program: Program) -> Metadata:
             inputs=tuple(value["inputs"]),
             outputs=tuple(value["outputs"]),
             forms={name: Form[form] for form, names in value["forms"].items() for name in names},
+            activations=value["activations"],
             version=value["version"],
         )
     except (KeyError, IndexError, TypeError, ValueError):

@@ -6,6 +6,7 @@ packed tensor code for code and scale for scale.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse.exporting import LayerCheck
-from edgesparse.packed import Codes, PackedTensor, matrix_shape
+from edgesparse.formats.operand import DTYPES as BUFFER_DTYPES
+from edgesparse.packed import FORMATS, Codes, PackedTensor, matrix_shape
+from edgesparse.pattern import DENSE
 from edgesparse_converters.executorch.lowering import Form, Use
+from edgesparse_converters.executorch.operators import EMBEDDING, LINEAR
 from edgesparse_converters.executorch.program import Program
 from edgesparse_converters.executorch.xnnpack import filters
 
@@ -32,20 +36,21 @@ class Stored:
         shape: (rows, columns).
         values: Codes as integers, or float32 weights.
         scales: float32 [rows, groups]; [rows, 0] for float32 weights.
+        group_size: Columns per scale; the last group may be shorter. 0 without scales.
     """
 
     form: Form
     shape: tuple[int, int]
     values: NDArray[Any] = field(repr=False)
     scales: NDArray[np.float32] = field(repr=False)
+    group_size: int
 
     def decode(self) -> NDArray[np.float32]:
         """Return the weight as a float32 matrix."""
         values = self.values.astype(np.float32)
-        groups = self.scales.shape[1]
-        if groups == 0 or values.size == 0:
+        if self.group_size == 0:
             return values
-        return values * np.repeat(self.scales, -(-self.shape[1] // groups), axis=1)
+        return values * np.repeat(self.scales, self.group_size, axis=1)[:, : self.shape[1]]
 
 
 def read_weights(program: Program, method: str) -> Iterator[Stored]:
@@ -57,6 +62,8 @@ def read_weights(program: Program, method: str) -> Iterator[Stored]:
         if name in ("quantized_decomposed::embedding_4bit", "quantized_decomposed::embedding_byte"):
             codes, scales = (plan["values"][use.arguments[i]]["val"] for i in (0, 1))
             yield _embedding(program, name, codes, scales)
+        elif use.operator in (LINEAR, EMBEDDING):
+            yield _packed(program, plan["values"], use.arguments[1:5])
 
 
 def check_layers(
@@ -76,17 +83,18 @@ def check_layers(
         found = stored.get((use.form, matrix_shape(codes.shape)), [])
         if use.form is Form.FLOAT32 and not any(_equal(codes, weight) for weight in found):
             continue
-        error = min((_difference(codes, weight) for weight in found), default=float("nan"))
+        error = _closest(codes, found)
         checks.append(LayerCheck(name=use.name, lowering=use.form.value, max_abs_error=error))
     return tuple(checks)
 
 
-def _difference(codes: Codes, stored: Stored) -> float:
-    """Return the largest difference of one weight; 0 when codes and scales are the same."""
-    if _equal(codes, stored):
+def _closest(codes: Codes, found: list[Stored]) -> float:
+    """Return the largest difference to the nearest candidate; 0 when codes and scales are equal."""
+    if any(_equal(codes, stored) for stored in found):
         return 0.0
-    reference = codes.decode().reshape(stored.shape)
-    return float(np.abs(stored.decode() - reference).max(initial=0.0))
+    reference = codes.decode().reshape(matrix_shape(codes.shape))
+    differences = (np.abs(stored.decode() - reference).max(initial=0.0) for stored in found)
+    return min(map(float, differences), default=float("nan"))
 
 
 def _equal(codes: Codes, stored: Stored) -> bool:
@@ -111,7 +119,33 @@ def _delegated(program: Program, method: str) -> Iterator[Stored]:
             shape=shape,
             values=values.reshape(shape),
             scales=weight.scales,
+            group_size=shape[1] // max(1, weight.scales.shape[1]) if weight.scales.size else 0,
         )
+
+
+def _packed(program: Program, values: list[dict[str, Any]], arguments: tuple[int, ...]) -> Stored:
+    """Unpack the weight of one call of our operators from the program's constants."""
+    buffers, name, shape, group_size = (values[index]["val"] for index in arguments)
+    layout = FORMATS.get(name["string_val"])
+    spec = layout.spec(group_size=group_size["int_val"], pattern=DENSE)
+    sizes = tuple(values[index]["val"]["int_val"] for index in shape["items"])
+    arrays = {}
+    for buffer_name, index in zip(
+        layout.predict_nbytes(spec, sizes), buffers["items"], strict=True
+    ):
+        tensor = values[index]["val"]
+        dtype = np.dtype(BUFFER_DTYPES[buffer_name])
+        stored = program.constant(tensor)[: dtype.itemsize * math.prod(tensor["sizes"])]
+        arrays[buffer_name] = np.frombuffer(stored, dtype)
+    codes = PackedTensor(spec=spec, shape=sizes, buffers=arrays).codes
+    matrix = matrix_shape(sizes)
+    return Stored(
+        form=Form.PACKED,
+        shape=matrix,
+        values=codes.values.reshape(matrix),
+        scales=codes.scales.astype(np.float32),
+        group_size=codes.group_size,
+    )
 
 
 def _embedding(
@@ -127,9 +161,12 @@ def _embedding(
         values, form = np.empty((rows, 2 * width), np.int8), Form.EMBEDDING4
         values[:, 0::2] = (raw >> 4).astype(np.int8) - 8
         values[:, 1::2] = (raw & 15).astype(np.int8) - 8
+    columns = values.shape[1]
+    scales_by_row = stored_scales.reshape(rows, -1)
     return Stored(
         form=form,
-        shape=(rows, values.shape[1]),
+        shape=(rows, columns),
         values=values,
-        scales=stored_scales.reshape(rows, -1),
+        scales=scales_by_row,
+        group_size=columns // scales_by_row.shape[1],
     )

@@ -67,7 +67,9 @@ def validate(
     layers = check_layers(program, "forward", uses, compressed.packed)
     drawn = inputs or draw_inputs(program, compressed, calls=calls, seed=seed)
     results = execute(path, drawn)
-    references = _run(compressed, build_reference(compressed, uses), drawn)
+    references = _run(
+        compressed, build_reference(compressed, uses, activations=metadata.activations), drawn
+    )
     exact = _run(compressed, build_decoded(compressed), drawn)
     outputs: list[OutputCheck] = []
     notes: list[str] = [f"{len(drawn)} inputs, {'given' if inputs else f'random, seed {seed}'}"]

@@ -94,6 +94,14 @@ def classics() -> CompressedModel:
 
 
 @pytest.fixture(scope="session")
+def classics_packed(
+    classics: CompressedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    path = tmp_path_factory.mktemp("classics") / "packed.pte"
+    return export(classics, "executorch", path, budget=Budget(file="2.2MB"))
+
+
+@pytest.fixture(scope="session")
 def classics_xnnpack(
     classics: CompressedModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Artifact:

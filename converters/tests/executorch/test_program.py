@@ -39,26 +39,26 @@ def test_missing(tmp_path: Path) -> None:
         read_program(tmp_path / "nothing.pte")
 
 
-def test_cut_anywhere(tmp_path: Path, classics_xnnpack: Artifact) -> None:
-    data = classics_xnnpack.path.read_bytes()
+def test_cut_anywhere(tmp_path: Path, classics_packed: Artifact) -> None:
+    data = classics_packed.path.read_bytes()
     for length in (40, 1000, len(data) // 2, len(data) - 64):
         with pytest.raises(SourceError):
             read_program(damaged(tmp_path, data[:length]))
 
 
-def test_a_flatbuffer_of_noise(tmp_path: Path, classics_xnnpack: Artifact) -> None:
-    data = bytearray(classics_xnnpack.path.read_bytes())
+def test_a_flatbuffer_of_noise(tmp_path: Path, classics_packed: Artifact) -> None:
+    data = bytearray(classics_packed.path.read_bytes())
     data[64:20_000] = os.urandom(20_000 - 64)
     with pytest.raises(SourceError, match="flatbuffer"):
         read_program(damaged(tmp_path, bytes(data)))
 
 
-def test_what_is_in_a_program(classics_xnnpack: Artifact) -> None:
-    program = read_program(classics_xnnpack.path)
+def test_what_is_in_a_program(classics_packed: Artifact) -> None:
+    program = read_program(classics_packed.path)
     assert set(program.methods) == {"forward", "edgesparse"}
-    assert "quantized_decomposed::embedding_4bit.out" in program.operators
+    assert "edgesparse::embedding.out" in program.operators
     parts = program.flatbuffer_nbytes + program.constants_nbytes
     parts += sum(len(data) for data in program.named.values())
     parts += sum(len(data) for _, data in program.delegates("forward"))
-    assert parts <= program.nbytes == classics_xnnpack.path.stat().st_size
+    assert parts <= program.nbytes == classics_packed.path.stat().st_size
     assert program.nbytes - parts < 64 * 200  # what is left is alignment

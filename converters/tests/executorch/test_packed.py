@@ -1,0 +1,100 @@
+"""Our operators in the runtime: every layout and kind of activation, the same bits as in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from edgesparse_converters.executorch.arithmetic import PackedReference, packed_linear
+from torch import Tensor, nn
+
+from edgesparse.errors import UsageError
+from edgesparse.exporting import export, validate
+from edgesparse.model import CompressedModel
+
+Compress = Callable[..., CompressedModel]
+
+LAYERS = {
+    "dense2": {"bits": 2, "group_size": 32},
+    "dense3": {"bits": 3, "group_size": 64},
+    "dense4": {"bits": 4, "group_size": 128},
+    "dense8": {"bits": 8, "group_size": 0},
+    "bitmask2": {"bits": 2, "group_size": 32, "sparsity": 0.5},
+    "bitmask3": {"bits": 3, "group_size": 32, "sparsity": 0.5},
+    "bitmask4": {"bits": 4, "group_size": 32, "sparsity": 0.7},
+    "bitmask8": {"bits": 8, "group_size": 32, "sparsity": 0.9},
+    "bitmask16": {"bits": 16, "sparsity": 0.5},
+}
+ROWS, COLUMNS = 37, 200
+
+
+class Layers(nn.Module):
+    """The same input through a layer of every layout, and a tied pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(
+            {name: nn.Linear(COLUMNS, ROWS, bias="4" in name) for name in LAYERS}
+        )
+        self.table = nn.Embedding(50, 64)
+        self.head = nn.Linear(64, 50, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        results = {name: layer(x) for name, layer in self.layers.items()}
+        rows = self.table(tokens)
+        return {**results, "rows": rows, "scores": self.head(rows)}
+
+
+@pytest.fixture(scope="module")
+def layers(compress: Compress) -> CompressedModel:
+    torch.manual_seed(0)
+    inputs = {"x": torch.randn(2, 5, COLUMNS), "tokens": torch.arange(50)[None]}
+    options = {f"layers__{name}__weight": keywords for name, keywords in LAYERS.items()}
+    return compress(Layers(), inputs, **options, table__weight={"bits": 4, "group_size": 32})
+
+
+@pytest.mark.parametrize("activations", ["int8", "int16", "float32"])
+def test_every_layout(layers: CompressedModel, tmp_path: Path, activations: str) -> None:
+    path = tmp_path / "layers.pte"
+    artifact = export(layers, "executorch", path, lowering="packed", activations=activations)
+    assert set(artifact.lowering.values()) == {"edgesparse packed"}
+    verdict = validate(artifact, layers, calls=3)
+    assert verdict.ok, verdict
+    assert all(layer.equal for layer in verdict.layers)
+    assert len(verdict.layers) == len(LAYERS) + 2
+    for check in verdict.outputs:
+        integers = activations != "float32" and "bitmask16" not in check.name
+        assert check.relative_error <= (0 if integers else 1e-6), check
+
+
+def test_unknown_activations_are_refused(layers: CompressedModel, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="activations 'int4': one of int8, int16, float32"):
+        export(layers, "executorch", tmp_path / "a.pte", activations="int4")
+
+
+def test_activations_come_closer_with_more_bits(layers: CompressedModel) -> None:
+    codes = layers.packed["layers.bitmask4.weight"].codes
+    x = torch.randn(16, COLUMNS)
+    exact = packed_linear(x, codes, None, "float32")
+    errors = {
+        kind: float((packed_linear(x, codes, None, kind) - exact).norm() / exact.norm())
+        for kind in ("int8", "int16")
+    }
+    assert 1e-3 < errors["int8"] < 1e-2
+    assert errors["int16"] < 5e-5
+
+
+def test_digits_by_hand(layers: CompressedModel) -> None:
+    """One group of four: x = [127, -1, 0.4, 0.6], int8: t = 1, digits 127, -1, 0, 1."""
+    from edgesparse.packed import Codes
+
+    codes = Codes(
+        values=np.array([[1, 2, 3, -4]], np.int8), scales=np.array([[0.5]], np.float16),
+        keep_mask=np.ones((1, 4), bool), bits=4, group_size=4,
+    )  # fmt: skip
+    y = PackedReference(codes, torch.tensor([10.0]), "int8")(torch.tensor([[127.0, -1, 0.4, 0.6]]))
+    assert y.tolist() == [[(127 - 2 - 4) * 0.5 + 10]]
