@@ -43,6 +43,7 @@ def capture_directory(directory: Path) -> CapturedModel:
     architecture = read_architecture(directory, max_parameters=8 * len(checkpoint) + 1000)
     bare, transposed = architecture.build(device="meta")
     weights = DirectoryWeights(architecture, checkpoint, bare, transposed)
+    weights.warn_of_unexpected()
     return capture_architecture(
         architecture,
         dtypes=weights.dtypes,
@@ -52,7 +53,8 @@ def capture_directory(directory: Path) -> CapturedModel:
             files=small_files(directory),
             weights=checkpoint.files,
         ),
-        weights=lambda: weights,
+        # A new mapping each time: what one caller changes, no other sees.
+        weights=lambda: DirectoryWeights(architecture, Checkpoint(directory), bare, transposed),
     )
 
 
@@ -161,7 +163,7 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
             for name, tensor in self._tensors.items()
             if name not in self._stored and tensor.dtype == "int64"
         }
-        self._check(bare)
+        self._check()
 
     @cached_property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -219,11 +221,26 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
         state: Mapping[str, torch.Tensor] = model.state_dict()
         return state
 
-    def _check(self, bare: nn.Module) -> None:
-        """Hold names and shapes against the files' headers."""
+    def warn_of_unexpected(self) -> None:
+        """Say which stored tensors the architecture has no place for."""
+        unexpected = [] if self._is_converted else self._unexpected()
+        if unexpected:
+            _logger.warning(
+                "%s: %d stored tensors are not part of %s and are left out, first %s",
+                self._checkpoint.directory, len(unexpected), self._architecture.cls.__name__,
+                unexpected[0],
+            )  # fmt: skip
+
+    def _unexpected(self) -> list[str]:
         used = {key for tensor in self._tensors.values() for key in self._names_of(tensor)}
-        unexpected = sorted(set(self._checkpoint) - used)
-        if self._is_converted and not unexpected:
+        known = getattr(self._architecture.cls, "_keys_to_ignore_on_load_unexpected", None) or ()
+        ignorable = [re.compile(pattern) for pattern in known]
+        left = sorted(set(self._checkpoint) - used)
+        return [name for name in left if not any(p.search(name) for p in ignorable)]
+
+    def _check(self) -> None:
+        """Hold names and shapes against the files' headers."""
+        if self._is_converted and not self._unexpected():
             known = set(self._stored) | set(self._initial)
             raise SourceError(self._mismatch([name for name in self._tensors if name not in known]))
         for name, stored in self._stored.items():
@@ -233,13 +250,6 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
                     f"{name}: stored with shape {shape}, the configuration needs {needed}; weights "
                     "and config.json do not belong together"
                 )
-        ignorable = [re.compile(p) for p in getattr(bare, "_keys_to_ignore_on_load_unexpected", ())]
-        unexpected = [n for n in unexpected if not any(p.search(n) for p in ignorable)]
-        if unexpected and not self._is_converted:
-            _logger.warning(
-                "%s: %d stored tensors are not part of %s and are left out, first %s",
-                self._checkpoint.directory, len(unexpected), type(bare).__name__, unexpected[0],
-            )  # fmt: skip
 
     def _names_of(self, tensor: TensorInfo) -> list[str]:
         stored = self._stored.get(tensor.name)
