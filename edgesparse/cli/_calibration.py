@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesparse.errors import UsageError
+from edgesparse.errors import CalibrationError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ def _text(
     windows: int | None,
     window: int,
 ) -> Data:
-    from edgesparse.calibrate.windows import read_tokens
+    from edgesparse.calibrate.windows import MIN_WINDOWS, read_tokens
 
     tokens = read_tokens(captured, calibration)
     if text is not None:
@@ -82,16 +82,22 @@ def _text(
             measured_on=text.name,
         )
     available = len(tokens) // window
-    held_out = min(MOST_HELD_OUT, available // HELD_OUT_SHARE)
-    if windows is not None:
-        # Asked for so many windows, the calibration has them first.
-        held_out = min(held_out, max(available - windows, 0))
+    held_out = max(1, min(MOST_HELD_OUT, available // HELD_OUT_SHARE))
+    if available - held_out < (windows or MIN_WINDOWS):
+        raise CalibrationError(
+            f"{calibration} has {len(tokens)} tokens; {windows or MIN_WINDOWS} windows of {window} "
+            f"to calibrate on and {held_out} to measure on need "
+            f"{((windows or MIN_WINDOWS) + held_out) * window}; give more text, fewer or shorter "
+            "windows, or another text to measure on with --text"
+        )
     start = (available - held_out) * window
     return Data(
         calibration=tokens[:start],
         calibrated_on=calibration.name,
         measure={"tokens": tokens[start : available * window].reshape(held_out, window)},
-        measured_on=f"the last {held_out} windows of {calibration.name}, not calibrated on",
+        measured_on=(
+            f"the last {held_out * window:,} tokens of {calibration.name}, not calibrated on"
+        ),
     )
 
 

@@ -19,7 +19,7 @@ PIPE_WIDTH = 500
 NOISY = (
     "coremltools", "executorch", "torch", "torch.utils._pytree", "torchao", "transformers",
 )  # fmt: skip
-Progress = Callable[[int, int], None]
+Step = Callable[[int, int], None]
 
 
 @dataclass
@@ -85,15 +85,20 @@ def remark(message: str) -> None:
 
 
 @contextmanager
-def working(what: str) -> Iterator[Progress]:
+def working(what: str) -> Iterator[Step]:
     """Show a bar with the time left on a terminal's stderr; nothing in a pipe.
 
     Yields:
         What the library calls with (steps done, steps in all); until then the bar only pulses.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     if verbosity().quiet or not console.is_terminal:
@@ -106,7 +111,7 @@ def working(what: str) -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesparse.cli._calibration import Data
-from edgesparse.cli._console import remark, show, working
+from edgesparse.cli._console import Step, remark, show, verbosity, working
 
 if TYPE_CHECKING:
+    from edgesparse.compression import Progress
     from edgesparse.model import CapturedModel, CompressedModel
     from edgesparse.planner import Plan
     from edgesparse.report.comparison import Comparison
@@ -33,18 +35,27 @@ def carry_out(
     from edgesparse.compression import compress, compress_dense_alternative
 
     with working("compressing") as step:
-        compressed = compress(
-            captured, plan, data.calibration, progress=lambda p: step(p.done, p.total), **solver
-        )
+        compressed = compress(captured, plan, data.calibration, progress=_each(step), **solver)
     if not compare:
         return compressed, None
     with working("the equal-byte dense alternative") as step:
         alternative = compress_dense_alternative(
-            captured, plan, data.calibration, progress=lambda p: step(p.done, p.total), **solver
+            captured, plan, data.calibration, progress=_each(step), **solver
         )
     comparison = _measure(captured, compressed, alternative, data)
     metadata = {**compressed.metadata, "evaluation": comparison.to_json()}
     return replace(compressed, metadata=metadata), comparison
+
+
+def _each(step: Step) -> Callable[[Progress], None]:
+    """Return what ``compress`` calls after every tensor: the bar moves, --verbose says more."""
+
+    def one(progress: Progress) -> None:
+        step(progress.done, progress.total)
+        if verbosity().verbose:
+            remark(f"{progress.name}: relative output error {progress.error:.2e}")
+
+    return one
 
 
 def _measure(
@@ -66,10 +77,9 @@ def show_plan(captured: CapturedModel, plan: Plan, data: Data) -> None:
     """Print what will be done before it takes time."""
     from edgesparse.report.tables import budget_line, title
 
-    show(title(captured), budget_line(plan))
+    show(title(captured), budget_line(plan), f"calibration  {data.calibrated_on}")
     for note in plan.notes:
         show(f"note: {note}")
-    remark(f"calibrated on {data.calibrated_on}")
 
 
 def show_comparison(comparison: Comparison) -> None:

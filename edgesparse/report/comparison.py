@@ -154,9 +154,9 @@ def hints(comparison: Comparison) -> list[str]:
     what = alternative.label.partition(": ")[2]
     mine, other = comparison.compressed.distance, alternative.distance
     return [
-        f"at these bytes the dense model, {what}, is closer to the original "
-        f"({_distance_name(alternative)} {other:.3g} against {mine:.3g}); keep the sparse one "
-        "where the target runs sparse weights faster or has no kernel for so few bits"
+        f"as many bytes without sparsity ({what}) come closer to the original: "
+        f"{_distance_name(alternative)} {other:.3g} against {mine:.3g}. The sparse one pays where "
+        "the target runs sparse weights faster, or has no kernel for so few bits."
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -23,7 +23,7 @@ from edgesparse.report.words import (
 )
 
 if TYPE_CHECKING:
-    from edgesparse.exporting import Artifact, Verdict
+    from edgesparse.exporting import Artifact, LayerCheck, Verdict
     from edgesparse.runtime import Evaluation
 
 
@@ -230,26 +230,21 @@ def _grouped(lowering: Mapping[str, str]) -> dict[str, list[str]]:
 def verdict_table(verdict: Verdict, *, limit: int | None = None) -> Table:
     """Return every packed tensor and every output: equal, or the error and what is allowed.
 
-    With ``limit``, tensors that are equal are summed up once there are more than that.
+    With ``limit``, tensors that are equal are counted once there are more than that.
     """
-    table = columns("", "lowered to", "error", "allowed", "", left=2)
-    layers: Sequence[Any] = verdict.layers
+    table = columns("", "held as", "error", "allowed", "", left=2)
+    layers: Sequence[LayerCheck] = verdict.layers
     if limit is not None and len(layers) > limit:
-        equal = [layer for layer in layers if layer.equal]
+        equal = {layer.name: layer.lowering for layer in layers if layer.equal}
         layers = [layer for layer in layers if not layer.equal]
-        if equal:
-            how = ", ".join(sorted({layer.lowering for layer in equal}))
-            table.add_row(f"{len(equal)} packed tensors", how, "equal", "equal", _mark(True))
+        for how, names in _grouped(equal).items():
+            table.add_row(f"{len(names)} packed tensors", how, "equal", "equal", _mark(True))
     for layer in layers:
-        table.add_row(
-            layer.name, layer.lowering, error(layer.max_abs_error),
-            error(layer.tolerance), _mark(layer.ok),
-        )  # fmt: skip
+        found, allowed = error(layer.max_abs_error), error(layer.tolerance)
+        table.add_row(layer.name, layer.lowering, found, allowed, _mark(layer.ok))
     for output in verdict.outputs:
-        table.add_row(
-            f"output {output.name}", "relative error", error(output.relative_error),
-            error(output.tolerance), _mark(output.ok),
-        )  # fmt: skip
+        found, allowed = error(output.relative_error), error(output.tolerance)
+        table.add_row(f"output {output.name}", "relative error", found, allowed, _mark(output.ok))
     return table
 
 

@@ -39,9 +39,23 @@ def test_no_arguments_lists_every_verb() -> None:
         assert f"  {verb} " in result.output
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_json_and_debug(verb: str) -> None:
-    result = run(verb, "--help")
+def _commands() -> list[tuple[str, ...]]:
+    """Return every command a person can type, those of groups too."""
+    found: list[tuple[str, ...]] = []
+    for verb in VERBS:
+        command = main.get_command(click.Context(main), verb)
+        below = (
+            command.list_commands(click.Context(command))
+            if isinstance(command, click.Group)
+            else []
+        )
+        found.extend([(verb, name) for name in below] or [(verb,)])
+    return found
+
+
+@pytest.mark.parametrize("words", _commands(), ids=" ".join)
+def test_every_command_has_help_json_and_debug(words: tuple[str, ...]) -> None:
+    result = run(*words, "--help")
     assert result.exit_code == 0
     for option in ("--json", "--quiet", "--debug"):
         assert option in result.output
