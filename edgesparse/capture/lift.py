@@ -90,7 +90,7 @@ def lift(graph_module: fx.GraphModule) -> Lifted:
 
 def _read_call(root: nn.Module, node: fx.Node) -> Call | None:
     """Return what ``node`` computes as a layer, or None."""
-    if node.op != "call_function":
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return None
     bound = _arguments(node)
     if node.target is aten.linear.default:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from edgesparse.capture.conform import conform
 from edgesparse.capture.describe import describe
 from edgesparse.capture.probe import uncalled_modules
+from edgesparse.capture.structure import copy_structure
 from edgesparse.errors import SourceError, UsageError
 from edgesparse.model import CapturedModel, Source
 
@@ -83,33 +83,6 @@ def keyword_inputs(module: nn.Module, example_inputs: ExampleInputs) -> dict[str
         else:
             inputs[name] = value
     return inputs
-
-
-def copy_structure(module: nn.Module) -> nn.Module:
-    """Return a deep copy in evaluation mode whose parameters are on the meta device.
-
-    Buffers are real copies. Parameters that share storage become one parameter: tied.
-    """
-    memo: dict[int, Any] = {}
-    metas: dict[tuple[int, tuple[int, ...], tuple[int, ...]], nn.Parameter] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter.device.type not in ("cpu", "meta"):
-            raise SourceError(f"{name} is on {parameter.device}; move the module to the CPU first")
-        # Without storage (meta, empty) the address says nothing: identity it is.
-        address = parameter.data_ptr() if parameter.device.type == "cpu" else 0
-        key = (address or -id(parameter), tuple(parameter.shape), parameter.stride())
-        if key not in metas:
-            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-            metas[key] = nn.Parameter(empty, requires_grad=False)
-        memo[id(parameter)] = metas[key]
-    try:
-        copied = copy.deepcopy(module, memo)
-    except (TypeError, RuntimeError) as error:
-        raise SourceError(
-            f"{type(module).__name__} cannot be copied: {error}; give a factory "
-            "'package.module:function' instead"
-        ) from None
-    return copied.eval()
 
 
 def _skeleton(module: nn.Module) -> nn.Module:

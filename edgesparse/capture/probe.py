@@ -7,7 +7,6 @@ device: shapes only, no arithmetic, no weights.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
+
+from edgesparse.capture.structure import copy_structure, on_meta
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def uncalled_modules(skeleton: nn.Module, inputs: Mapping[str, Any]) -> frozense
     Empty when the pass cannot run on the meta device, for example because control flow depends on
     values: then every layer is taken to be called.
     """
-    module = on_meta(copy.deepcopy(skeleton))
+    module = on_meta(copy_structure(skeleton))
     called: set[int] = set()
     layers = {path: m for path, m in module.named_modules() if isinstance(m, _LAYERS)}
     hooks = [
@@ -44,12 +45,3 @@ def uncalled_modules(skeleton: nn.Module, inputs: Mapping[str, Any]) -> frozense
         for hook in hooks:
             hook.remove()
     return frozenset(path for path, layer in layers.items() if id(layer) not in called)
-
-
-def on_meta(module: nn.Module) -> nn.Module:
-    """Move the buffers of a skeleton to the meta device, in place; ties are kept."""
-    for child in module.modules():
-        for name, buffer in child._buffers.items():
-            if buffer is not None:
-                child._buffers[name] = buffer.to("meta")
-    return module

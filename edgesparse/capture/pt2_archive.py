@@ -35,7 +35,7 @@ from edgesparse.store.strict_json import parse_object
 
 _MAX_JSON_NBYTES = 1 << 28
 _MAX_SAMPLE_NBYTES = 1 << 30
-_PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*", re.ASCII)
+_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*", re.ASCII)
 _RECORD = re.compile(r"[A-Za-z0-9_]+")
 _OPERATOR = re.compile(

@@ -14,6 +14,9 @@ _FUNCTIONS = {
     "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Equality", "Unequality", "StrictLessThan", "LessThan",
     "StrictGreaterThan", "GreaterThan", "And", "Or", "Not", "floor", "ceiling",
 }  # fmt: skip
+_POWERS = {"Pow", "PowByNatural"}
+_MAX_EXPONENT = 8
+_MAX_NESTED_POWERS = 3
 _SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}")
 _NODES = (
     ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp,
@@ -27,7 +30,7 @@ _MAX_NUMBER = 1 << 63
 def check_expression(text: str, where: str) -> None:
     """Refuse an expression that is anything but sums, products, quotients and comparisons.
 
-    Powers are left out: a short text could ask for a number of a billion digits.
+    Powers are held small: a short text could ask for a number of a billion digits.
 
     Raises:
         SourceError: It is; ``where`` begins the message.
@@ -42,13 +45,32 @@ def check_expression(text: str, where: str) -> None:
     for node in ast.walk(tree):
         if not isinstance(node, _NODES) or not _is_harmless(node):
             raise refusal
+        if _is_power(node) and sum(map(_is_power, ast.walk(node))) > _MAX_NESTED_POWERS:
+            raise refusal
+
+
+def _is_power(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _POWERS
+    )
+
+
+def _has_small_exponent(power: ast.Call) -> bool:
+    match power.args:
+        case [_, ast.Call(func=ast.Name(id="Integer"), args=[ast.Constant(value=int(n))])]:
+            return 0 <= n <= _MAX_EXPONENT
+        case [_, ast.Call(args=[ast.UnaryOp(operand=ast.Constant(value=1))])]:
+            return True
+    return False
 
 
 def _is_harmless(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
+        if _is_power(node):
+            return _has_small_exponent(node) and not node.keywords
         return isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
     if isinstance(node, ast.Name):
-        return node.id in _FUNCTIONS or _SYMBOL.fullmatch(node.id) is not None
+        return node.id in _FUNCTIONS | _POWERS or _SYMBOL.fullmatch(node.id) is not None
     if isinstance(node, ast.keyword):
         return node.arg in ("positive", "integer", "nonnegative", "real", "nonzero")
     if isinstance(node, ast.Constant):
