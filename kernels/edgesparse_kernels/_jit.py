@@ -8,6 +8,7 @@ one file.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import ParamSpec, TypeVar
 
 import numba
@@ -43,8 +44,12 @@ def serial_and_parallel(function: Callable[P, R]) -> tuple[Callable[P, R], Calla
     The parallel form is compiled when it is first called, which most processes never do.
     """
     serial: Callable[P, R] = njit(cache=True, nogil=True, error_model="numpy")(function)
+    # Under a name of its own: numba's cache tells functions apart by name, not by options.
+    assert isinstance(function, FunctionType)
+    twin = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_parallel")
+    twin.__qualname__, twin.__module__ = twin.__name__, function.__module__
     parallel: Callable[P, R] = njit(cache=True, nogil=True, error_model="numpy", parallel=True)(
-        function
+        twin
     )
     return serial, parallel
 

@@ -69,11 +69,14 @@ def quantize(x: NDArray[np.float32], group_size: int, activations: Activations) 
     for group, begin in enumerate(begins):
         part = x[:, begin : begin + group_size]
         top = np.abs(part).max(axis=1)
-        finite = np.isfinite(part).all(axis=1)
-        scale = np.where(finite, top, 0).astype(np.float32) / np.float32(activations.range)
-        zero = scale < _SMALLEST
+        finite = np.asarray(np.isfinite(part).all(axis=1))
+        scale: NDArray[np.float32] = np.where(finite, top, 0).astype(np.float32)
+        scale = scale / np.float32(activations.range)
+        zero = np.asarray(scale < _SMALLEST)
         inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=~zero)
-        scaled = np.where(zero[:, None], np.float32(0), np.where(finite[:, None], part, 0))
+        scaled = np.where(
+            zero.reshape(-1, 1), np.float32(0), np.where(finite.reshape(-1, 1), part, 0)
+        )
         values = np.rint(scaled * inverse[:, None]).astype(np.int32)
         scales[:, group] = np.where(finite, np.where(zero, np.float32(0), scale), np.nan)
         at = slice(begin, begin + part.shape[1])
@@ -88,7 +91,7 @@ def quantize(x: NDArray[np.float32], group_size: int, activations: Activations) 
 def matmul(
     x: NDArray[np.float32], matrix: PackedMatrix, activations: Activations
 ) -> NDArray[np.float32]:
-    """Return ``x @ weights.T`` with integer activations, float32 [M, N], as kernels do to the bit."""
+    """Return ``x @ weights.T`` with integer activations, float32 [M, N]: the kernels' very bits."""
     digits = quantize(x, matrix.group_size, activations)
     codes = reference.decode_codes(matrix)
     scales = reference.row_scales(matrix)

@@ -1,6 +1,7 @@
 """Compute from a packed matrix: multiply, decode, look rows up.
 
-float32 activations: the results equal the decoded weights' up to the order of summation.
+With float32 activations the results equal the decoded weights' up to the order of summation; with
+int8 or 16-bit activations the integers are exact and the same on every processor.
 """
 
 from __future__ import annotations
@@ -8,13 +9,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesparse_kernels import _jit, reference
+from edgesparse_kernels import _jit, activations, reference
+from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.layout import quads
 from edgesparse_kernels.matrix import PackedMatrix
 
 
 def matmul(
-    x: NDArray[np.float32], matrix: PackedMatrix, *, out: NDArray[np.float32], threads: int = 1
+    x: NDArray[np.float32],
+    matrix: PackedMatrix,
+    *,
+    out: NDArray[np.float32],
+    kind: Activations = Activations.FLOAT32,
+    threads: int = 1,
 ) -> None:
     """Write ``x @ weights.T`` into ``out``.
 
@@ -22,24 +29,41 @@ def matmul(
         x: float32 [M, K], rows contiguous.
         matrix: N by K.
         out: float32 [M, N], rows contiguous.
+        kind: How x enters the product.
         threads: How many threads share the rows of the matrix.
+
+    Raises:
+        ValueError: Another type or shape, or integer activations that ``activations.supports``
+            says the matrix cannot take.
     """
     _expect(x, (len(x), matrix.columns), "x")
     _expect(out, (len(x), matrix.rows), "out")
+    _expect_support(matrix, kind)
     if not _jit.is_enabled():
-        out[:] = reference.matmul(x, matrix)
-        return
-    from edgesparse_kernels import generic
+        out[:] = _reference(x, matrix, kind)
+    elif _has_octets(matrix):
+        from edgesparse_kernels import dispatch
 
-    loop = generic.matmul if threads == 1 else generic.matmul_parallel
-    loop(*_arguments(matrix), x, threads, out)
+        dispatch.matmul(x, matrix, kind, threads, out)
+    elif kind is not Activations.FLOAT32:
+        out[:] = _reference(x, matrix, kind)
+    else:
+        from edgesparse_kernels import generic
+
+        loop = generic.matmul if threads == 1 else generic.matmul_parallel
+        loop(*_arguments(matrix), x, threads, out)
 
 
 def matvec(
-    x: NDArray[np.float32], matrix: PackedMatrix, *, out: NDArray[np.float32], threads: int = 1
+    x: NDArray[np.float32],
+    matrix: PackedMatrix,
+    *,
+    out: NDArray[np.float32],
+    kind: Activations = Activations.FLOAT32,
+    threads: int = 1,
 ) -> None:
     """Write ``weights @ x`` into ``out``, for x float32 [K] and out float32 [N]."""
-    matmul(x[None], matrix, out=out[None], threads=threads)
+    matmul(x[None], matrix, out=out[None], kind=kind, threads=threads)
 
 
 def decode(matrix: PackedMatrix, *, out: NDArray[np.float32], threads: int = 1) -> None:
@@ -64,11 +88,12 @@ def embedding(
 
     Raises:
         IndexError: An index is outside of the matrix.
+        ValueError: ``out`` has another type or shape.
     """
     _expect(out, (len(indices), matrix.columns), "out")
     if indices.size and (indices.min() < 0 or indices.max() >= matrix.rows):
         raise IndexError(
-            f"row {indices.min()} or {indices.max()} is not in a matrix of {matrix.rows}"
+            f"rows {indices.min()} to {indices.max()} of a matrix that has {matrix.rows}"
         )
     if not _jit.is_enabled():
         out[:] = reference.decode(matrix)[indices]
@@ -109,6 +134,32 @@ def _arguments(matrix: PackedMatrix) -> Arguments:
         matrix.offsets_high,
         matrix.scales,
     )
+
+
+def _has_octets(matrix: PackedMatrix) -> bool:
+    """Whether the vector kernels can take it: integer codes, groups of whole octets."""
+    return (
+        matrix.bits != 16
+        and matrix.columns > 0
+        and (matrix.group_size % 8 == 0 or matrix.group_size >= matrix.columns)
+    )
+
+
+def _reference(
+    x: NDArray[np.float32], matrix: PackedMatrix, kind: Activations
+) -> NDArray[np.float32]:
+    if kind is Activations.FLOAT32:
+        return reference.matmul(x, matrix)
+    return activations.matmul(x, matrix, kind)
+
+
+def _expect_support(matrix: PackedMatrix, kind: Activations) -> None:
+    """Raise ValueError if ``matrix`` cannot take activations of this kind."""
+    if not activations.supports(matrix, kind):
+        raise ValueError(
+            f"{kind.name} activations need integer codes and groups of whole quads of columns; "
+            f"this matrix has {matrix.bits} bits and groups of {matrix.group_size}; use FLOAT32"
+        )
 
 
 def _expect(array: NDArray[np.float32], shape: tuple[int, int], name: str) -> None:

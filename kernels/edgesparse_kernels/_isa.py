@@ -1,0 +1,312 @@
+"""Instruction sets: which one is used, and the four operations that differ between them.
+
+An ``InstructionSet`` is passed to a kernel as an argument; its numba type names the set, so one
+source compiles, and is cached, once for each.
+
+    expand(isa, at, mask)             64 lanes: the next byte where the mask is set, 0 elsewhere
+    dot(isa, sums, lanes, digits)     sums[r] += lanes[4 r + c] * digits[c], lanes unsigned < 16
+    dot_bytes(isa, sums, lanes, ...)  likewise, lanes of any unsigned byte
+    code_float(isa, words, shift)     the two's complement nibble at bit ``shift`` of each word
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import (
+    NativeValue,
+    intrinsic,
+    models,
+    register_model,
+    typeof_impl,
+    unbox,
+)
+
+from edgesparse_kernels._simd import (
+    FLOATS,
+    I1,
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    SUMS,
+    address,
+    broadcast,
+    f32x16,
+    function,
+    i8x64,
+    i32x16,
+    int32,
+    load_as,
+    pick,
+    splat,
+)
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """A set of instructions kernels can be compiled for."""
+
+    name: str
+
+
+GENERIC, AVX2, AVX512 = (InstructionSet(name) for name in ("generic", "avx2", "avx512"))
+_NEEDS = {
+    AVX512: {"avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vbmi2", "avx512vnni"},
+    AVX2: {"avx2", "fma", "f16c", "popcnt"},
+    GENERIC: set[str](),
+}
+
+
+@cache
+def available() -> tuple[InstructionSet, ...]:
+    """Return the instruction sets numba may use here, the best first."""
+    if numba.config.CPU_FEATURES is not None:
+        features = {f[1:] for f in numba.config.CPU_FEATURES.split(",") if f.startswith("+")}
+    elif numba.config.CPU_NAME is not None:
+        features = set()  # numba compiles for a processor we know nothing of
+    else:
+        host = llvmlite.binding.get_host_cpu_features()
+        features = {name for name, present in host.items() if present}
+    return tuple(isa for isa, needs in _NEEDS.items() if needs <= features)
+
+
+def best() -> InstructionSet:
+    """Return the set to use; ``EDGESPARSE_ISA=generic`` or ``avx2`` asks for a lesser one.
+
+    Raises:
+        ValueError: The set asked for is not one this processor has.
+    """
+    asked = os.environ.get("EDGESPARSE_ISA", available()[0].name)
+    for isa in available():
+        if isa.name == asked:
+            return isa
+    known = ", ".join(isa.name for isa in available())
+    raise ValueError(f"EDGESPARSE_ISA={asked!r}: this processor has {known}")
+
+
+class IsaType(types.Type):
+    """The numba type of one instruction set."""
+
+    def __init__(self, isa: str) -> None:
+        self.isa = isa
+        super().__init__(name=f"isa({isa})")
+
+    def __reduce__(self) -> tuple[type[IsaType], tuple[str]]:
+        return IsaType, (self.isa,)
+
+
+@typeof_impl.register(InstructionSet)
+def _typeof(value, context):
+    return IsaType(value.name)
+
+
+register_model(IsaType)(models.OpaqueModel)
+
+
+@unbox(IsaType)
+def _unbox(kind, value, context):
+    return NativeValue(context.context.get_dummy_value())
+
+
+@intrinsic
+def expand(typing, isa, at, mask):
+    """Lane l: the next byte from ``at`` on if bit l of ``mask`` is set, else 0."""
+    emit = {"avx512": _expand_avx512, "avx2": _expand_avx2, "generic": _expand_generic}[isa.isa]
+    return i8x64(isa, address, address), _without_isa(emit)
+
+
+@intrinsic
+def dot(typing, isa, sums, lanes, digits):
+    """Add the products of four unsigned lanes below 16 and the four bytes of ``digits``."""
+    emit = {"avx512": _dot_avx512, "avx2": _dot_avx2, "generic": _dot_generic}[isa.isa]
+    return i32x16(isa, i32x16, i8x64, int32), _without_isa(emit)
+
+
+@intrinsic
+def dot_bytes(typing, isa, sums, lanes, digits):
+    """Add the products of four unsigned lanes and the four bytes of ``digits``."""
+    emit = {"avx512": _dot_avx512}.get(isa.isa, _dot_generic)
+    return i32x16(isa, i32x16, i8x64, int32), _without_isa(emit)
+
+
+@intrinsic
+def high_lanes(typing, isa, lanes):
+    """High nibbles as ``code + 8``, or 16 times that where products cannot overflow."""
+    emit = _high_16 if isa.isa == "avx512" else _high
+    return i8x64(isa, i8x64), _without_isa(emit)
+
+
+@intrinsic
+def high_sums(typing, isa, sums):
+    """Sums of products of ``high_lanes`` as sums of products of codes."""
+    emit = _sixteenth if isa.isa == "avx512" else _same
+    return i32x16(isa, i32x16), _without_isa(emit)
+
+
+@intrinsic
+def code_float(typing, isa, words, shift):
+    """Two's complement nibble at bit ``shift`` of every word, as float."""
+    emit = _code_float_avx512 if isa.isa == "avx512" else _code_float
+    return f32x16(isa, i32x16, address), _without_isa(emit)
+
+
+def _without_isa(emit):
+    def generate(context, builder, signature, values):
+        return emit(builder, *values[1:])
+
+    return generate
+
+
+def _expand_avx512(builder, at, mask):
+    bits = ir.VectorType(I1, 64)
+    callee = function(builder, "llvm.x86.avx512.mask.expand.v64i8", LANES, LANES, LANES, bits)
+    lanes = load_as(builder, at, LANES)
+    return builder.call(callee, [lanes, splat(LANES, 0), builder.bitcast(mask, bits)])
+
+
+def _expand_generic(builder, at, mask):
+    bits = ir.VectorType(I1, 64)
+    kind = ir.FunctionType(LANES, [I8.as_pointer(), bits, LANES])
+    callee = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.expandload.v64i8")
+    pointer = builder.inttoptr(at, I8.as_pointer())
+    return builder.call(callee, [pointer, builder.bitcast(mask, bits), splat(LANES, 0)])
+
+
+def _shuffle_table() -> bytes:
+    """Byte 8 m + i: which of the next codes lane i takes under mask m, 0x80 for none."""
+    table = np.full((256, 8), 0x80, np.uint8)
+    for mask in range(256):
+        kept = [lane for lane in range(8) if mask >> lane & 1]
+        table[mask, kept] = np.arange(len(kept))
+    return table.tobytes()
+
+
+def _table(builder: ir.IRBuilder) -> Any:
+    """Return the address of the shuffle table, a constant of the module being built."""
+    table = np.frombuffer(_shuffle_table(), np.uint64)
+    kind = ir.ArrayType(I64, 256)
+    name = "edgesparse_shuffle_table"
+    variable = builder.module.globals.get(name)
+    if variable is None:
+        variable = ir.GlobalVariable(builder.module, kind, name)
+        variable.linkage, variable.global_constant, variable.align = "internal", True, 64
+        variable.initializer = ir.Constant(kind, [int(entry) for entry in table])
+    return builder.ptrtoint(variable, I64)
+
+
+def _expand_avx2(builder, at, mask):
+    """Eight bytes at a time through a table of shuffles, as AVX2 has no expand."""
+
+    def word(value):
+        return ir.Constant(I64, value)
+
+    # Byte i of `before`: how many bits are set in the bytes below byte i of the mask.
+    count = builder.sub(mask, builder.and_(builder.lshr(mask, word(1)), word(0x5555555555555555)))
+    pairs = word(0x3333333333333333)
+    count = builder.add(
+        builder.and_(count, pairs), builder.and_(builder.lshr(count, word(2)), pairs)
+    )
+    count = builder.and_(builder.add(count, builder.lshr(count, word(4))), word(0x0F0F0F0F0F0F0F0F))
+    before = builder.shl(builder.mul(count, word(0x0101010101010101)), word(8))
+    table, sixteen, two = _table(builder), ir.VectorType(I8, 16), ir.VectorType(I64, 2)
+    shuffle = function(builder, "llvm.x86.ssse3.pshuf.b.128", sixteen, sixteen, sixteen)
+    parts = []
+    for low in range(0, 64, 16):
+        bytes_, orders = ir.Constant(two, ir.Undefined), ir.Constant(two, ir.Undefined)
+        for half, shift in enumerate((low, low + 8)):
+            skipped = builder.and_(builder.lshr(before, word(shift)), word(255))
+            chosen = builder.and_(builder.lshr(mask, word(shift)), word(255))
+            entry = builder.add(table, builder.shl(chosen, word(3)))
+            order = load_as(builder, entry, I64)
+            if half:  # the second eight bytes of the register
+                order = builder.add(order, word(0x0808080808080808))
+            eight = load_as(builder, builder.add(at, skipped), I64)
+            bytes_ = builder.insert_element(bytes_, eight, ir.Constant(I32, half))
+            orders = builder.insert_element(orders, order, ir.Constant(I32, half))
+        parts.append(
+            builder.call(
+                shuffle, [builder.bitcast(bytes_, sixteen), builder.bitcast(orders, sixteen)]
+            )
+        )
+    halves = [
+        builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 32), list(range(32))))
+        for a, b in (parts[:2], parts[2:])
+    ]
+    return builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(I32, 64), list(range(64))))
+
+
+def _dot_avx512(builder, sums, lanes, digits):
+    callee = function(builder, "llvm.x86.avx512.vpdpbusd.512", SUMS, SUMS, LANES, LANES)
+    four = builder.bitcast(broadcast(builder, digits, SUMS), LANES)
+    return builder.call(callee, [sums, lanes, four])
+
+
+def _dot_avx2(builder, sums, lanes, digits):
+    """Pairs of products of lanes below 16 fit in 16 bits: 2 * 15 * 128 < 32768."""
+    half, words, eight = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
+    bytes_ = function(builder, "llvm.x86.avx2.pmadd.ub.sw", words, half, half)
+    pairs = function(builder, "llvm.x86.avx2.pmadd.wd", eight, words, words)
+    four = builder.bitcast(broadcast(builder, digits, eight), half)
+    parts = []
+    for begin in (0, 32):
+        part = pick(builder, lanes, range(begin, begin + 32))
+        parts.append(builder.call(pairs, [builder.call(bytes_, [part, four]), splat(words, 1)]))
+    order = ir.Constant(ir.VectorType(I32, 16), list(range(16)))
+    return builder.add(sums, builder.shuffle_vector(*parts, order))
+
+
+def _dot_generic(builder, sums, lanes, digits):
+    """Lanes and digits widened, multiplied and added column by column."""
+    for c in range(4):
+        column = builder.zext(pick(builder, lanes, range(c, 64, 4)), SUMS)
+        digit = builder.ashr(
+            builder.shl(digits, ir.Constant(I32, 24 - 8 * c)), ir.Constant(I32, 24)
+        )
+        sums = builder.add(sums, builder.mul(column, broadcast(builder, digit, SUMS)))
+    return sums
+
+
+def _high_16(builder, lanes):
+    return builder.xor(builder.and_(lanes, splat(LANES, 0xF0)), splat(LANES, 0x80))
+
+
+def _high(builder, lanes):
+    shifted = builder.lshr(
+        builder.bitcast(lanes, ir.VectorType(I16, 32)), splat(ir.VectorType(I16, 32), 4)
+    )
+    low = builder.and_(builder.bitcast(shifted, LANES), splat(LANES, 15))
+    return builder.xor(low, splat(LANES, 8))
+
+
+def _sixteenth(builder, sums):
+    return builder.ashr(sums, splat(SUMS, 4))
+
+
+def _same(builder, sums):
+    return sums
+
+
+def _code_float_avx512(builder, words, shift):
+    """A permutation of the sixteen values by the low four bits of each word."""
+    table = ir.Constant(FLOATS, [float(code) for code in (*range(8), *range(-8, 0))])
+    callee = function(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS, FLOATS, SUMS)
+    amount = broadcast(builder, builder.trunc(shift, I32), SUMS)
+    return builder.call(callee, [table, builder.lshr(words, amount)])
+
+
+def _code_float(builder, words, shift):
+    up = broadcast(builder, builder.trunc(builder.sub(ir.Constant(I64, 28), shift), I32), SUMS)
+    signed = builder.ashr(builder.shl(words, up), splat(SUMS, 28))
+    return builder.sitofp(signed, FLOATS)

@@ -1,0 +1,74 @@
+"""From Python to the vector kernels: addresses, room to work in, the instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesparse_kernels import _isa, tiled
+from edgesparse_kernels.activations import Activations
+from edgesparse_kernels.layout import CELL, quads
+from edgesparse_kernels.matrix import PackedMatrix
+
+MAX_BATCH = 64  # rows whose digits and sums are held at once
+
+
+def matmul(
+    x: NDArray[np.float32],
+    matrix: PackedMatrix,
+    kind: Activations,
+    threads: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Write ``x @ weights.T`` into ``out`` with the best instruction set there is."""
+    isa, numbers = _isa.best(), operand(matrix)
+    for begin in range(0, len(x), MAX_BATCH):
+        rows, to = x[begin : begin + MAX_BATCH], out[begin : begin + MAX_BATCH]
+        scratch = _scratch(numbers, max(1, kind.planes), len(rows), threads)
+        if kind is Activations.FLOAT32:
+            padded = np.zeros((len(rows), 4 * numbers.quads), np.float32)
+            padded[:, : matrix.columns] = rows
+            run = tiled.multiply_float if threads == 1 else tiled.multiply_float_parallel
+            run(isa, numbers, padded, threads, scratch, to)
+        else:
+            go = tiled.multiply_integer if threads == 1 else tiled.multiply_integer_parallel
+            go(isa, numbers, kind.planes, rows, threads, scratch, to)
+
+
+def operand(matrix: PackedMatrix) -> tiled.Operand:
+    """Return a matrix as numbers; it must outlive their use."""
+    known: tiled.Operand | None = matrix.__dict__.get("_operand")
+    if known is None:
+        width = quads(matrix.columns)
+        # One scale a row is one group of whole octets, whatever the number of columns.
+        one = matrix.group_size >= matrix.columns
+        known = tiled.Operand(
+            rows=matrix.rows,
+            columns=matrix.columns,
+            bits=matrix.bits,
+            group_size=4 * width if one else matrix.group_size,
+            groups=matrix.groups,
+            quads=width,
+            is_dense=int(matrix.is_dense),
+            mask=matrix.mask.ctypes.data,
+            codes=matrix.codes.ctypes.data,
+            offsets=matrix.offsets.ctypes.data,
+            codes_high=matrix.codes_high.ctypes.data,
+            offsets_high=matrix.offsets_high.ctypes.data,
+            scales=matrix.scales.ctypes.data,
+        )
+        matrix.__dict__["_operand"] = known
+    return known
+
+
+def _scratch(m: tiled.Operand, planes: int, batch: int, threads: int) -> tiled.Scratch:
+    """Return room for one call."""
+    return tiled.Scratch(
+        digits=np.zeros((batch, planes * 4 * m.quads), np.int8),
+        scales=np.empty((batch, m.groups), np.float32),
+        sums=np.empty((batch, planes * m.groups), np.int32),
+        lanes=np.empty((threads, CELL * tiled.CHUNK + CELL), np.uint8),
+        streams=np.empty((threads, 2, 8), np.int64),
+        totals=np.empty((threads, planes * batch + 3, 16), np.int32),
+        acc=np.empty((threads, batch, 16), np.float32),
+    )
