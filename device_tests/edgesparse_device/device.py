@@ -58,7 +58,13 @@ class RawRun:
 
 
 class Session(Protocol):
-    """A bundle laid out on a device."""
+    """A bundle laid out on a device.
+
+    Attributes:
+        info: The device, with what only shows when it is in use.
+    """
+
+    info: DeviceInfo
 
     def execute(self, index: int, effort: Effort) -> RawRun:
         """Run case ``index`` of the bundle.
@@ -116,6 +122,7 @@ DEVICES: Registry[DeviceKind] = Registry(
     "device",
     {
         "host": "edgesparse_device.devices.host:KIND",
+        "qemu-arm64": "edgesparse_device.devices.qemu:KIND",
         "mac": "edgesparse_device.devices.mac:KIND",
     },
 )

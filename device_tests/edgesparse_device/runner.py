@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgesparse.errors import CorruptPack, DeviceError
+from edgesparse.errors import CorruptPack, DeviceError, EdgesparseError
 from edgesparse.store.strict_json import parse_object
 from edgesparse_device.bundle import Bundle
 from edgesparse_device.device import Effort, RawRun
@@ -36,6 +36,21 @@ def runner_arguments(
     for position, spec in enumerate(bundle.cases[index].inputs):
         arguments += ["--input", spec.dtype, spec.shape_text, input_path(position)]
     return arguments
+
+
+def needs_operators(bundle: Bundle) -> bool:
+    """Whether the program calls our own operators.
+
+    Raises:
+        DeviceError: It cannot be read.
+    """
+    from edgesparse_converters.executorch.program import read_program
+
+    try:
+        operators = read_program(bundle.artifact_path).operators
+    except EdgesparseError as error:
+        raise DeviceError(str(error)) from None
+    return any(name.startswith("edgesparse::") for name in operators)
 
 
 def read_result(folder: Path) -> RawRun:

@@ -95,6 +95,7 @@ def _grow(
             yield replace(record, cases=tuple(done[case.name] for case in bundle.cases))
             return
         with device.open(bundle) as session:
+            record = replace(record, device=session.info)
             for index, case in enumerate(bundle.cases):
                 result = done.get(case.name)
                 if result is None:

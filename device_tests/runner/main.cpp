@@ -3,9 +3,12 @@
 //   edgesparse-run --model m.pte --out DIR [--warmup N] [--runs N] [--limit SECONDS]
 //                  [--library op.so]... [--input DTYPE SHAPE FILE]...
 //
+//   edgesparse-run --about
+//
 // Inputs are raw little-endian arrays in the order of the method "forward". DIR gets output-0.bin,
 // output-1.bin, … from the first run, and at the very end result.json: its presence is the proof
 // that the run was whole. Errors go to stderr, the exit code says which step failed (job.h).
+// --about prints what the processor is, as this process sees it.
 
 #include <algorithm>
 #include <chrono>
@@ -139,15 +142,19 @@ std::string json_list(const Items& items, Print print) {
   return "[" + text + "]";
 }
 
+const auto quoted = [](const std::string& text) { return "\"" + text + "\""; };
+
+std::string about() {
+  return "{\"architecture\": " + quoted(architecture()) +
+         ", \"cpu_features\": " + json_list(cpu_features(), quoted) + "}\n";
+}
+
 std::string to_json(const Result& result) {
   const auto number = [](auto value) { return std::to_string(value); };
-  const auto quoted = [](const std::string& text) { return "\"" + text + "\""; };
   const auto output = [&](const Output& o) {
     return "{\"dtype\": " + quoted(o.dtype) + ", \"shape\": " + json_list(o.shape, number) + "}";
   };
-  return "{\"architecture\": " + quoted(architecture()) +
-         ", \"cpu_features\": " + json_list(cpu_features(), quoted) +
-         ", \"load_ms\": " + number(result.load_ms) +
+  return "{\"load_ms\": " + number(result.load_ms) +
          ", \"latency_ms\": " + json_list(result.latency_ms, number) +
          ", \"base_kib\": " + number(result.base_kib) +
          ", \"peak_kib\": " + number(result.peak_kib) +
@@ -159,6 +166,7 @@ std::string to_json(const Result& result) {
 
 int main(int argc, char** argv) {
   using namespace edgesparse;
+  if (argc == 2 && std::string(argv[1]) == "--about") return std::fputs(about().c_str(), stdout) < 0;
   try {
     Job job = parse_job(argc, argv);
     alarm(static_cast<unsigned>(job.limit));  // a hang ends here, whoever started it

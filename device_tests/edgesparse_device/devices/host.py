@@ -59,15 +59,16 @@ class HostDevice:
     def open(self, bundle: Bundle) -> Iterator[Session]:
         """Give a session whose cases run in processes of their own."""
         with TemporaryDirectory(prefix="edgesparse-host-") as folder:
-            yield HostSession(bundle, Path(folder))
+            yield HostSession(bundle, Path(folder), self.describe(bundle.target))
 
 
 class HostSession:
     """A bundle whose cases run in child processes."""
 
-    def __init__(self, bundle: Bundle, folder: Path) -> None:
+    def __init__(self, bundle: Bundle, folder: Path, info: DeviceInfo) -> None:
         self._bundle = bundle
         self._folder = folder
+        self.info = info
 
     def execute(self, index: int, effort: Effort) -> RawRun:
         """Run one case in a process of its own."""

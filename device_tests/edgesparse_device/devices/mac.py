@@ -48,6 +48,7 @@ class MacDevice:
     def open(self, bundle: Bundle) -> Iterator[Session]:
         """Give a session whose cases run in processes of their own."""
         with HostDevice().open(bundle) as session:
+            session.info = self.describe()
             yield session
 
 
