@@ -82,7 +82,7 @@ def compress(
     _disable_cache(model)
     _require_finite(model, todo)
     needs = _needs_by_module(model, todo, measured=calibration is not None)
-    batches = _batches(captured, calibration, needs, seed, windows, window)
+    batches = _batches(captured, calibration, needs, device, seed, windows, window)
     run = _Run(model, todo, progress, started)
     if todo:
         calibrate(model, batches, needs, run.solve, device=_device(device))
@@ -196,13 +196,21 @@ def _batches(
     captured: CapturedModel,
     calibration: object,
     needs: Mapping[str, frozenset[Statistic]],
+    device: str,
     seed: int,
     windows: int | None,
     window: int,
 ) -> list[Batch]:
     """Return the calibration batches, [] where none were given and none are needed."""
     if calibration is not None:
-        return calibration_batches(captured, calibration, windows=windows, window=window, seed=seed)
+        return calibration_batches(
+            captured,
+            calibration,
+            windows=windows,
+            window=window,
+            seed=seed,
+            batch_size=8 if device == "cpu" else 32,
+        )
     asking = next((module for module, need in needs.items() if need), None)
     if asking is not None:
         raise CalibrationError(

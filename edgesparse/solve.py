@@ -1,4 +1,8 @@
-"""One weight through the methods its rule names: prune, then quantize, or both in one pass."""
+"""One weight through the methods its rule names: prune, then quantize, or both in one pass.
+
+A method that needs ``Statistic.DENSE_TARGET`` is given the weight that best makes up for what the
+compressed layers before it changed (``Statistics.retargeted``) instead of the original.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,8 @@ JOINT_QUANTIZER = "gptq"
 
 def needs_of(rule: Rule, spec: FormatSpec) -> frozenset[Statistic]:
     """Return the statistics that solving a weight by ``rule`` takes."""
-    pruner, quantizer = _methods(rule, spec)
-    return (pruner.needs if pruner else frozenset()) | (
-        quantizer.needs if quantizer else frozenset()
-    )
+    methods = [method for method in _methods(rule, spec) if method is not None]
+    return frozenset().union(*(method.needs for method in methods))
 
 
 def solve_tensor(
@@ -41,8 +43,9 @@ def solve_tensor(
         CalibrationError: The values found are not finite or exceed float16.
     """
     pruner, quantizer = _methods(rule, spec)
+    target = statistics.retargeted(weight)
     if quantizer is None:
-        pruned = _pruned(pruner, weight, statistics, rule)
+        pruned = _pruned(pruner, weight, target, statistics, rule)
         if not bool((pruned.weight.abs() <= torch.finfo(torch.float16).max).all()):
             raise CalibrationError(
                 f"{name}: {rule.method} found values beyond float16; raise its damping, or use "
@@ -51,11 +54,12 @@ def solve_tensor(
         return to_float16(pruned.weight, pruned.keep_mask)
     grid = Grid(bits=spec.bits, group_size=spec.group_size)
     if pruner is None:
-        return quantizer.quantize(weight, statistics, grid, None)
+        return quantizer.quantize(target, statistics, grid, None)
     if rule.quantizer == JOINT_QUANTIZER and isinstance(pruner, JointPruner):
-        return pruner.prune_to_codes(weight, statistics, rule.pattern, grid)
-    pruned = pruner.prune(weight, statistics, rule.pattern)
-    return quantizer.quantize(pruned.weight, statistics, grid, pruned.keep_mask)
+        return pruner.prune_to_codes(target, statistics, rule.pattern, grid)
+    pruned = _pruned(pruner, weight, target, statistics, rule)
+    wanted = pruned.weight if pruner.updates else target
+    return quantizer.quantize(wanted, statistics, grid, pruned.keep_mask)
 
 
 def _methods(rule: Rule, spec: FormatSpec) -> tuple[Pruner | None, Quantizer | None]:
@@ -65,8 +69,10 @@ def _methods(rule: Rule, spec: FormatSpec) -> tuple[Pruner | None, Quantizer | N
     return pruner, quantizer
 
 
-def _pruned(pruner: Pruner | None, weight: Tensor, statistics: Statistics, rule: Rule) -> Pruned:
-    """Return the pruned weight; all of it where the rule prunes nothing."""
+def _pruned(
+    pruner: Pruner | None, weight: Tensor, target: Tensor, statistics: Statistics, rule: Rule
+) -> Pruned:
+    """Return the pruned weight: of the target if the method can change what it keeps."""
     if pruner is None:
         return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
-    return pruner.prune(weight, statistics, rule.pattern)
+    return pruner.prune(target if pruner.updates else weight, statistics, rule.pattern)

@@ -59,6 +59,26 @@ class Statistics:
             return self.hessian
         return torch.eye(self.columns, device=device)
 
+    def retargeted(self, weight: Tensor, *, damping: float = 0.01) -> Tensor:
+        """Return the weight whose outputs here come closest to the dense model's.
+
+        Layers before this one are compressed already, so its inputs ``X`` differ from the dense
+        model's ``X°``. The least ``|X Vᵀ - X° Wᵀ|² + λ|V - W|²`` is at
+        ``Vᵀ = (XᵀX + λI)⁻¹ (XᵀX° + λI) Wᵀ``; the weight itself where no dense inputs were seen.
+
+        Args:
+            weight: W, float32 [N, K].
+            damping: λ relative to the mean diagonal of ``XᵀX``.
+        """
+        if self.dense_cross is None or self.hessian is None or not self.samples:
+            return weight
+        H, C = self.hessian.double(), self.dense_cross.double()
+        strength = damping * H.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+        eye = torch.eye(self.columns, device=H.device, dtype=H.dtype)
+        right = (C - H) @ weight.double().T
+        factor = torch.linalg.cholesky(H + strength * eye)
+        return weight + torch.cholesky_solve(right, factor).T.float()
+
     def output_error(self, weight: Tensor, changed: Tensor) -> float:
         """Return ``|X(W' - W)ᵀ|² / |XWᵀ|²``, 0 for a weight whose outputs are all zero.
 

@@ -67,5 +67,6 @@ PRUNERS: Registry[Pruner] = Registry(
         "magnitude": "edgesparse.prune.magnitude:MAGNITUDE",
         "wanda": "edgesparse.prune.wanda:WANDA",
         "sparsegpt": "edgesparse.prune.sparsegpt:SPARSEGPT",
+        "admm": "edgesparse.prune.admm:BEST",
     },
 )

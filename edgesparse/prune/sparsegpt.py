@@ -30,7 +30,7 @@ class SparseGPT:
     """
 
     damping: float = 0.01
-    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN})
+    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN, Statistic.DENSE_TARGET})
     updates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

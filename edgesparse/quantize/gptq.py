@@ -11,8 +11,10 @@ from torch import Tensor
 from edgesparse.calibrate.statistics import Statistic, Statistics
 from edgesparse.errors import RecipeError
 from edgesparse.packed import Codes
+from edgesparse.prune.admm import damped, refit
 from edgesparse.prune.obs import factorize, sweep
 from edgesparse.quantize.grid import Grid, to_codes
+from edgesparse.quantize.refine import refine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,9 @@ class GPTQConfig:
     """
 
     damping: float = 0.01
-    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN})
+    refit: int = 20
+    sweeps: int = 3
+    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN, Statistic.DENSE_TARGET})
 
     def __post_init__(self) -> None:
         if not self.damping > 0:
@@ -34,11 +38,23 @@ class GPTQConfig:
         self, weight: Tensor, statistics: Statistics, grid: Grid, keep_mask: Tensor | None
     ) -> Codes:
         """Quantize ``weight``, float32 [N, K]; removed weights stay zero and pass no code."""
+        H = damped(statistics.second_moment(weight.device), self.damping)
+        if keep_mask is not None:
+            weight = refit(weight * keep_mask, weight, H, keep_mask, steps=self.refit)
         factor = factorize(statistics.second_moment(weight.device), self.damping)
         swept = sweep(weight, factor, keep_mask=keep_mask, grid=grid)
         assert swept.scales is not None
         values = torch.round(swept.weight / grid.by_column(swept.scales, weight.shape[1]))
-        return to_codes(values, swept.scales, keep_mask, grid)
+        values, scales = refine(
+            values,
+            swept.scales,
+            weight,
+            H,
+            grid,
+            keep_mask=keep_mask,
+            sweeps=self.sweeps,
+        )
+        return to_codes(values, scales, keep_mask, grid)
 
 
 GPTQ = GPTQConfig()

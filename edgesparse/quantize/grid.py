@@ -18,6 +18,7 @@ from edgesparse.packed import Codes
 
 # Shrinks of the scale that maps the largest weight of a group to the edge of the grid.
 _SHRINKS = torch.linspace(1.0, 0.4, 31).tolist()
+_AT_ONCE = 1 << 24  # floats of one search step: 64 MB
 _SMALLEST = 2.0**-24
 _LARGEST = 2.0**15
 
@@ -54,19 +55,24 @@ class Grid:
 
         Args:
             weight: float32 [N, g].
-            importance: float32 [g] or [N, g], not negative; None counts all alike.
+            importance: float32 [g], not negative; None counts all alike.
         """
         largest = weight.abs().amax(1)
-        best = torch.ones_like(largest)
-        least = torch.full_like(largest, torch.inf)
-        for shrink in _SHRINKS:
-            scale = round_scale(largest * (shrink / (0.5 - self.lowest - 1)), self.bits)
-            error = (self.codes(weight, scale[:, None]) * scale[:, None] - weight).square_()
-            error = error.sum(1) if importance is None else (error * importance).sum(1)
-            better = error < least
-            least = torch.where(better, error, least)
-            best = torch.where(better, scale, best)
-        return torch.where(largest > 0, best, torch.ones_like(best))
+        shrinks = torch.tensor(_SHRINKS, device=weight.device)
+        scales = round_scale(largest[:, None] * shrinks / (-self.lowest - 0.5), self.bits)
+        rows = max(1, _AT_ONCE // (weight.shape[1] * len(_SHRINKS)))
+        chosen = [
+            self._best(w, s, importance)
+            for w, s in zip(torch.split(weight, rows), torch.split(scales, rows), strict=True)
+        ]
+        return torch.where(largest > 0, torch.cat(chosen), torch.ones_like(largest))
+
+    def _best(self, weight: Tensor, scales: Tensor, importance: Tensor | None) -> Tensor:
+        """Return the best of several scales [N, S] for every row of one group [N, g]."""
+        weight, by_scale = weight[:, None, :], scales[:, :, None]
+        error = (self.codes(weight, by_scale).mul_(by_scale) - weight).square_()
+        cost = error.sum(2) if importance is None else error @ importance
+        return scales.gather(1, cost.argmin(1, keepdim=True))[:, 0]
 
     def search(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
         """Return the scales of a whole weight, float32 [N, G]; see ``search_group``.

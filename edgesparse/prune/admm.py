@@ -1,0 +1,128 @@
+"""ADMM pruning: a mask that settles while the weights adapt to it, then an exact refit.
+
+Minimizes ``|X(V - W)ᵀ|²`` over ``V`` with the pattern's zeros (Boža 2024, arXiv 2401.02938). Inputs
+are first scaled to unit norm, so that one penalty suits all columns. Each iteration
+
+    mask ← highest |V + U| for a sparsity growing to the wanted one (cubic), then fixed
+    Z ← (V + U) on the mask          U ← U + V - Z
+    V ← (H + ρI)⁻¹ (H Wᵀ + ρ (Z - U)ᵀ)
+
+and at the end the kept weights are refitted by preconditioned conjugate gradients on the fixed mask
+(Meng et al. 2024, ALPS, arXiv 2406.07831).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from edgesparse.calibrate.statistics import Statistic, Statistics
+from edgesparse.errors import RecipeError
+from edgesparse.pattern import Pattern
+from edgesparse.prune import Pruned
+from edgesparse.prune.masks import keep_highest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ADMM:
+    """Options of the iteration.
+
+    Attributes:
+        damping: Added to the scaled Hessian's unit diagonal.
+        penalty: ρ.
+        growing: Iterations in which the sparsity grows and the mask moves.
+        settling: Iterations on the final mask.
+        refit: Conjugate-gradient steps at the end.
+    """
+
+    damping: float = 0.01
+    penalty: float = 1.0
+    growing: int = 20
+    settling: int = 10
+    refit: int = 20
+    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN, Statistic.DENSE_TARGET})
+    updates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not (self.damping > 0 and self.penalty > 0 and self.growing > 0):
+            raise RecipeError("damping, penalty and growing of admm must be more than 0")
+
+    def prune(self, weight: Tensor, statistics: Statistics, pattern: Pattern) -> Pruned:
+        """Prune ``weight``, float32 [N, K]."""
+        H = damped(statistics.second_moment(weight.device), self.damping)
+        norm = H.diagonal().sqrt()
+        W, H = weight * norm, H / norm / norm[:, None]
+        V, keep_mask = self._iterate(W, H, pattern)
+        V = refit(V, W, H, keep_mask, steps=self.refit)
+        return Pruned(V / norm, keep_mask)
+
+    def _iterate(self, W: Tensor, H: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """Return the iterate on its final mask, and the mask."""
+        rho, total = self.penalty, self.growing + self.settling
+        identity = torch.eye(len(H), device=H.device)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(H + rho * identity))
+        WH = W @ H
+        V, U = W.clone(), torch.zeros_like(W)
+        mask = torch.ones_like(W, dtype=torch.bool)
+        for i in range(total):
+            if i < self.growing:
+                mask = keep_highest((V + U).square(), _grown(pattern, (i + 1) / self.growing))
+            Z = (V + U) * mask
+            U = U + V - Z
+            V = (WH + rho * (Z - U)) @ inverse
+        return (V + U) * mask, mask
+
+
+def _grown(pattern: Pattern, progress: float) -> Pattern:
+    """Return the pattern at a fraction of its sparsity, cubic in ``progress``; N:M rounds down."""
+    fraction = 1 - (1 - progress) ** 3
+    if pattern.keep is not None and pattern.of is not None:
+        removed = int((pattern.of - pattern.keep) * fraction + 1e-9)
+        return Pattern(keep=pattern.of - removed, of=pattern.of)
+    return pattern.with_sparsity(pattern.sparsity * fraction)
+
+
+def damped(H: Tensor, damping: float) -> Tensor:
+    """Return ``H`` with ``damping`` times its mean live diagonal added; dead columns get ones."""
+    diagonal = H.diagonal()
+    dead = diagonal <= 0
+    mean = diagonal[~dead].mean() if bool((~dead).any()) else diagonal.new_zeros(())
+    H = H.clone()
+    H.diagonal().copy_(torch.where(dead, torch.ones_like(diagonal), diagonal + damping * mean))
+    return H
+
+
+def refit(V: Tensor, W: Tensor, H: Tensor, keep_mask: Tensor, *, steps: int) -> Tensor:
+    """Return the values on ``keep_mask`` with least ``(V - W) H (V - W)ᵀ``, every row by itself.
+
+    Conjugate gradients with a Jacobi preconditioner, all rows at once.
+
+    Args:
+        V: Start, float32 [N, K], zero off the mask.
+        W: Target, float32 [N, K].
+        H: float32 [K, K], positive definite.
+        keep_mask: bool [N, K].
+        steps: Iterations.
+    """
+    inverse = 1 / H.diagonal()
+    residual = ((W - V) @ H) * keep_mask
+    z = residual * inverse
+    direction = z.clone()
+    power = (residual * z).sum(1, keepdim=True)
+    for _ in range(steps):
+        curved = (direction @ H) * keep_mask
+        curvature = (direction * curved).sum(1, keepdim=True)
+        alpha = torch.where(curvature > 0, power / curvature.clamp(min=1e-30), 0.0)
+        V = V + alpha * direction
+        residual = residual - alpha * curved
+        z = residual * inverse
+        after = (residual * z).sum(1, keepdim=True)
+        direction = z + torch.where(power > 0, after / power.clamp(min=1e-30), 0.0) * direction
+        power = after
+    return V
+
+
+BEST = ADMM()
