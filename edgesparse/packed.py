@@ -245,5 +245,9 @@ FORMATS: Registry[Format] = Registry(
         "bitmask4": "edgesparse.formats.bitmask:BITMASK4",
         "bitmask8": "edgesparse.formats.bitmask:BITMASK8",
         "bitmask16": "edgesparse.formats.bitmask:BITMASK16",
+        "nm4": "edgesparse.formats.nm4:NM4",
+        "n64": "edgesparse.formats.n64:N64",
+        "column16": "edgesparse.formats.column16:COLUMN16",
+        "block16x8": "edgesparse.formats.block16x8:BLOCK16X8",
     },
 )

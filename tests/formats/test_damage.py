@@ -10,6 +10,7 @@ from edgesparse.packed import FORMATS, PackedTensor
 from edgesparse.pattern import Pattern
 
 HALF = Pattern(sparsity=0.5)
+UNSTRUCTURED = sorted(name for name in FORMATS if name.startswith(("dense", "bitmask")))
 
 
 def rebuilt(packed, *, drop=(), **changes):
@@ -28,7 +29,7 @@ def packed(make_codes):
     return FORMATS.get("bitmask4").pack(make_codes((40, 200), bits=4), pattern=HALF)
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", UNSTRUCTURED)
 def test_every_missing_longer_shorter_or_retyped_buffer(name, make_codes):
     layout = FORMATS.get(name)
     sparsity = 0.0 if name.startswith("dense") else 0.5
@@ -116,7 +117,7 @@ def test_a_dense_code_in_the_padding(make_codes):
             layout.unpack(rebuilt(packed, codes=codes))
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", UNSTRUCTURED)
 def test_random_damage_is_refused_or_harmless(name, make_codes):
     """A flipped bit either raises, or changes codes and nothing else."""
     layout = FORMATS.get(name)

@@ -14,6 +14,8 @@ from edgesparse.packed import FORMATS, Codes
 from edgesparse.pattern import DENSE
 from edgesparse.runtime import ops
 
+NAMES = sorted(name for name in FORMATS if name.startswith(("dense", "bitmask")))
+
 
 def make(name, shape=(70, 300), group_size=32):
     rng = np.random.default_rng(0)
@@ -35,7 +37,7 @@ def call_linear(x, packed, bias=None):
     return torch.ops.edgesparse.linear(x, a.buffers, a.format, a.shape, a.group_size, bias)
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("lead", [(), (1,), (2, 3), (16,), (17,)])
 def test_linear_is_the_decoded_linear(name, lead):
     packed = make(name)
@@ -56,7 +58,7 @@ def test_linear_follows_the_type_of_x():
     )
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", NAMES)
 def test_embedding_is_exact(name):
     packed = make(name)
     a = ops.packed_arguments(packed)
