@@ -1,16 +1,26 @@
-"""Capture a model from wherever it is; README.md here says how to support another source."""
+"""Capture a model from wherever it is; README.md here says how to support another source.
+
+Importing this package imports no torch: a command that only wants to say why it cannot work says so
+at once.
+"""
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from edgesparse.capture.finite import check_finite
-from edgesparse.capture.module import ExampleInputs, capture_module, require_inputs
 from edgesparse.errors import SourceError, UsageError
-from edgesparse.model import CapturedModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgesparse.capture.module import ExampleInputs
+    from edgesparse.model import CapturedModel
 
 __all__ = ["check_finite", "load"]
 
@@ -40,15 +50,17 @@ def load(
         >>> [(tensor.name, tensor.kind.value) for tensor in captured.tensors]
         [('weight', 'linear'), ('bias', 'other')]
     """
-    if isinstance(source, nn.Module):
-        if example_inputs is None and _is_transformers_model(source):
-            from edgesparse.capture.huggingface import capture_transformers_model
+    if isinstance(source, (str, Path)):
+        if example_inputs is not None:
+            raise UsageError("example inputs belong to an nn.Module; other sources bring their own")
+        return _load_path(source)
+    if example_inputs is None and _is_transformers_model(source):
+        from edgesparse.capture.huggingface import capture_transformers_model
 
-            return capture_transformers_model(source)
-        return capture_module(source, require_inputs(example_inputs))
-    if example_inputs is not None:
-        raise UsageError("example inputs belong to an nn.Module; other sources bring their own")
-    return _load_path(source)
+        return capture_transformers_model(source)
+    from edgesparse.capture.module import capture_module, require_inputs
+
+    return capture_module(source, require_inputs(example_inputs))
 
 
 def _load_path(source: str | Path) -> CapturedModel:
@@ -58,9 +70,10 @@ def _load_path(source: str | Path) -> CapturedModel:
             raise SourceError(
                 f"{path} is a compressed model; read it with CompressedModel.load({str(path)!r})"
             )
-        from edgesparse.capture.huggingface import capture_directory
+        with _imports_uncollected():
+            from edgesparse.capture.huggingface import capture_directory
 
-        return capture_directory(path)
+            return capture_directory(path)
     if path.is_file():
         return _load_file(path)
     from edgesparse.capture.reference import capture_reference, is_reference
@@ -81,6 +94,23 @@ def _load_file(path: Path) -> CapturedModel:
     from edgesparse.capture.exported_program import capture_exported_program
 
     return capture_exported_program(path)
+
+
+@contextmanager
+def _imports_uncollected() -> Iterator[None]:
+    """Pause the garbage collector while torch and transformers are imported.
+
+    They make a million objects that stay. Looking through them again and again takes a sixth of
+    the time of the import: 0.8 of 5.0 CPU seconds measured for a model directory.
+    """
+    if "transformers" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _is_transformers_model(module: Any) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from edgesparse.errors import SourceError
+
+if TYPE_CHECKING:
+    import torch
 
 _CHUNK = 1 << 22
 
@@ -15,6 +18,8 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
     Raises:
         SourceError: One is NaN or infinite; the message names the tensor and the place.
     """
+    import torch
+
     if not tensor.is_floating_point():
         return
     flat = tensor.detach().reshape(-1)
