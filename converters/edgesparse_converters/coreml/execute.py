@@ -22,7 +22,7 @@ from torch import Tensor
 
 from edgesparse.errors import SourceError, Unsupported, UsageError
 from edgesparse_converters.coreml.operators import OPERATORS, Call, CallError
-from edgesparse_converters.coreml.operators.call import Argument
+from edgesparse_converters.coreml.operators.call import Argument, within_limits
 from edgesparse_converters.coreml.package import Package
 from edgesparse_converters.coreml.program import (
     Binding,
@@ -289,6 +289,10 @@ def _known(kind: TensorType) -> tuple[int, ...]:
     sizes = tuple(size for size in kind.shape if size is not None)
     if len(sizes) != len(kind.shape):
         raise SourceError(f"a state of open shape {kind.shape}")
+    try:
+        within_limits(sizes)
+    except CallError as error:
+        raise SourceError(f"a state of shape {sizes}: {error}") from None
     return sizes
 
 

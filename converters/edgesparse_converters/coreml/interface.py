@@ -78,15 +78,31 @@ def output_names(module: Interface, inputs: Mapping[str, Tensor]) -> tuple[str, 
     Raises:
         Unsupported: It returns no floating tensor.
     """
+    return tuple(outputs_by_name(module, inputs))
+
+
+def outputs_by_name(module: Interface, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run the module once and return its floating outputs under the names a package gives them.
+
+    A name that an input or an earlier output has already gets ``_out`` and a number if need be.
+
+    Raises:
+        Unsupported: It returns no floating tensor.
+    """
     with torch.no_grad():
         outputs = module.module(**inputs, **module.fixed)
-    names = tuple(name for name, _ in named_tensors(outputs))
-    if not names:
+    named: dict[str, Tensor] = {}
+    for wanted, tensor in named_tensors(outputs):
+        name, number = wanted, 1
+        while name in inputs or name in named:
+            name, number = f"{wanted}_out{number if number > 1 else ''}", number + 1
+        named[name] = tensor
+    if not named:
         raise Unsupported(
             f"the model returns {type(outputs).__name__} without a floating tensor; Core ML needs "
             "at least one output"
         )
-    return names
+    return named
 
 
 def named_tensors(outputs: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

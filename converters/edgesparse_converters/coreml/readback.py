@@ -117,7 +117,8 @@ def read_weights(package: Package, function: str | None = None) -> dict[str, Wei
     """
     producers = _producers(package, function)
     compressed = [op for op in producers.values() if op.type.startswith("constexpr_")]
-    inner = {b for op in compressed for bindings in op.inputs.values() for b in bindings}
+    bound = (b for op in compressed for bindings in op.inputs.values() for b in bindings)
+    inner = {binding for binding in bound if isinstance(binding, str)}
     last = {op.name: op for op in compressed if not any(o.name in inner for o in op.outputs)}
     return {name: _Reader(package, producers).weight(op) for name, op in last.items()}
 

@@ -1,6 +1,6 @@
 """Small models, packed by magnitude and rounding: what the converter must carry unchanged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -88,6 +88,15 @@ class Layers(nn.Module):
         x = self.conv1d(self.up(x).flatten(2))
         y = self.head(torch.tanh(self.linear(self.tokens(ids))))
         return {"image": x, "logits": y}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors: on a busy host threads wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

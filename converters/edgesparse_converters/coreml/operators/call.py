@@ -6,13 +6,17 @@ the executor narrows results to what is declared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edgesparse_converters.coreml.program import TensorType
+
+MAX_ELEMENTS = 1 << 31
+"""Elements of one result: a damaged size must end in an error, not in the memory of the host."""
 
 Argument = Tensor | str | list[Tensor]
 Result = Tensor | tuple[Tensor, ...]
@@ -20,6 +24,24 @@ Result = Tensor | tuple[Tensor, ...]
 
 class CallError(ValueError):
     """An argument that is missing or of the wrong kind."""
+
+
+def within_limits(sizes: Iterable[int]) -> None:
+    """Refuse a result of absurd size before it is made.
+
+    Raises:
+        CallError: More than ``MAX_ELEMENTS`` elements, or a negative size.
+    """
+    count = 1
+    for size in sizes:
+        count *= size
+        if size < 0 or count > MAX_ELEMENTS:
+            raise CallError(f"a result of more than {MAX_ELEMENTS} elements")
+
+
+def broadcast_within_limits(*shapes: Sequence[int]) -> None:
+    """Refuse operands that together would become absurdly large."""
+    within_limits(np.broadcast_shapes(*(tuple(shape) for shape in shapes)))
 
 
 @dataclass(frozen=True, kw_only=True)

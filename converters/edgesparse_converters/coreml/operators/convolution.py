@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgesparse_converters.coreml.operators.call import Call, CallError, Operator
+from edgesparse_converters.coreml.operators.call import Call, CallError, Operator, within_limits
 
 _CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
 _TRANSPOSED = (
@@ -38,6 +38,11 @@ def conv_transpose(call: Call) -> Tensor:
     rank = _rank(window)
     stride = call.integers("strides", [1] * rank)
     dilation = call.integers("dilations", [1] * rank)
+    spread = [
+        size * step + taps * gap
+        for size, step, taps, gap in zip(x.shape[2:], stride, window, dilation, strict=True)
+    ]
+    within_limits((x.shape[0], weight.shape[1], call.integer("groups", 1), *spread))
     full = _TRANSPOSED[rank - 1](x, weight, None, stride, 0, 0, call.integer("groups", 1), dilation)
     for i, (before, size) in enumerate(_crops(call, x, full, stride)):
         missing = before + size - full.shape[i + 2]
@@ -131,6 +136,8 @@ def _padding(
 
 def _padded(x: Tensor, pads: list[tuple[int, int]], value: float) -> Tensor:
     flat = [size for pair in reversed(pads) for size in pair]
+    spatial = [size + sum(pair) for size, pair in zip(x.shape[2:], pads, strict=True)]
+    within_limits((*x.shape[:2], *spatial))
     return functional.pad(x, flat, value=value) if any(flat) else x
 
 
@@ -156,6 +163,7 @@ def resize_bilinear(call: Call) -> Tensor:
     size = (call.integer("target_size_height", 1), call.integer("target_size_width", 1))
     if mode not in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS", "UNALIGN_CORNERS"):
         raise CallError(f"resize_bilinear sampling mode {mode!r}")
+    within_limits((*x.shape[:2], *size))
     align = mode != "UNALIGN_CORNERS"
     return functional.interpolate(x, size, mode="bilinear", align_corners=align)
 
@@ -163,12 +171,15 @@ def resize_bilinear(call: Call) -> Tensor:
 def resize_nearest_neighbor(call: Call) -> Tensor:
     """Repeat pixels to a size."""
     size = (call.integer("target_size_height"), call.integer("target_size_width"))
+    within_limits((*call.tensor().shape[:2], *size))
     return functional.interpolate(call.tensor(), size, mode="nearest")
 
 
 def _scaled(call: Call, x: Tensor, axis: str) -> int:
     size = x.shape[-2 if axis == "height" else -1]
-    return int(size * call.number(f"scale_factor_{axis}", 1.0) + 1e-6)
+    scaled = int(size * call.number(f"scale_factor_{axis}", 1.0) + 1e-6)
+    within_limits((x.numel(), scaled))
+    return scaled
 
 
 OPERATORS: dict[str, Operator] = {

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgesparse_converters.coreml.operators.call import Call, CallError, Operator
+from edgesparse_converters.coreml.operators.call import (
+    Call,
+    CallError,
+    Operator,
+    broadcast_within_limits,
+)
 
 
 def _unary(function: Callable[[Tensor], Tensor]) -> Operator:
@@ -16,7 +21,12 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Operator:
 
 
 def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
-    return lambda call: function(call.tensor("x"), call.tensor("y"))
+    def run(call: Call) -> Tensor:
+        x, y = call.tensor("x"), call.tensor("y")
+        broadcast_within_limits(x.shape, y.shape)
+        return function(x, y)
+
+    return run
 
 
 def real_div(call: Call) -> Tensor:
@@ -56,7 +66,9 @@ def prelu(call: Call) -> Tensor:
 
 def select(call: Call) -> Tensor:
     """Return ``a`` where the condition holds, else ``b``."""
-    return torch.where(call.tensor("cond") != 0, call.tensor("a"), call.tensor("b"))
+    condition, a, b = (call.tensor(name) for name in ("cond", "a", "b"))
+    broadcast_within_limits(condition.shape, a.shape, b.shape)
+    return torch.where(condition != 0, a, b)
 
 
 def clip(call: Call) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgesparse_converters.coreml.operators.call import Call, CallError, Operator
+from edgesparse_converters.coreml.operators.call import Call, CallError, Operator, within_limits
 
 
 def gather(call: Call) -> Tensor:
@@ -14,6 +14,7 @@ def gather(call: Call) -> Tensor:
     axis, batch = call.integer("axis", 0) % max(x.ndim, 1), call.integer("batch_dims", 0)
     index = torch.where(index < 0, index + x.shape[axis], index)
     if batch == 0:
+        within_limits((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
         taken = x.index_select(axis, index.reshape(-1))
         return taken.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
     flat_x = x.reshape(-1, *x.shape[batch:])
@@ -104,6 +105,7 @@ def _order(call: Call, x: Tensor, axis: int) -> Tensor:
 def one_hot(call: Call) -> Tensor:
     """Return a new axis that is on at the index and off elsewhere."""
     index, size = call.index("indices"), call.integer("one_hot_vector_size")
+    within_limits((index.numel(), size))
     hot = index[..., None] == torch.arange(size)
     on = call.tensor("on_value") if "on_value" in call else torch.ones((), dtype=torch.int64)
     off = call.tensor("off_value") if "off_value" in call else torch.zeros((), dtype=on.dtype)

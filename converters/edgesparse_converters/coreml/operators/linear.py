@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgesparse_converters.coreml.operators.call import Call, Operator
+from edgesparse_converters.coreml.operators.call import Call, Operator, broadcast_within_limits
 
 
 def linear(call: Call) -> Tensor:
@@ -19,12 +19,16 @@ def matmul(call: Call) -> Tensor:
     x, y = call.tensor("x"), call.tensor("y")
     x = x.mT if call.flag("transpose_x") else x
     y = y.mT if call.flag("transpose_y") else y
+    if x.ndim > 1 and y.ndim > 1:
+        rows, columns = x.shape[-2], y.shape[-1]
+        broadcast_within_limits((*x.shape[:-2], rows, columns), (*y.shape[:-2], rows, columns))
     return torch.matmul(x, y)
 
 
 def einsum(call: Call) -> Tensor:
     """Return Einstein's sum of two tensors."""
-    return torch.einsum(call.text("equation"), *call.tensors())
+    equation, values = call.text("equation"), call.tensors()
+    return torch.einsum(equation, *values)
 
 
 def attention(call: Call) -> Tensor:

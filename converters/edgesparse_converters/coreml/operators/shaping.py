@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgesparse_converters.coreml.operators.call import Call, CallError, Operator
+from edgesparse_converters.coreml.operators.call import Call, CallError, Operator, within_limits
 
 
 def shape(call: Call) -> Tensor:
@@ -74,7 +74,9 @@ def split(call: Call) -> tuple[Tensor, ...]:
 
 def tile(call: Call) -> Tensor:
     """Repeat along every axis."""
-    return call.tensor().repeat(call.integers("reps"))
+    x, repeats = call.tensor(), call.integers("reps")
+    within_limits((x.numel(), *repeats))
+    return x.repeat(repeats)
 
 
 def reverse(call: Call) -> Tensor:
@@ -134,6 +136,10 @@ def pad(call: Call) -> Tensor:
     x, mode = call.tensor(), call.text("mode", "constant")
     pairs = call.tensor("pad").reshape(-1, 2).tolist()
     flat = [int(size) for pair in reversed(pairs) for size in pair]
+    grown = [
+        size + sum(pair) for size, pair in zip(x.shape[x.ndim - len(pairs) :], pairs, strict=True)
+    ]
+    within_limits((*x.shape[: x.ndim - len(pairs)], *grown))
     if mode == "constant":
         return functional.pad(x, flat, value=call.number("constant_val", 0.0))
     if mode not in ("reflect", "replicate"):
@@ -149,7 +155,9 @@ def pad(call: Call) -> Tensor:
 def fill(call: Call) -> Tensor:
     """Return a tensor full of one value."""
     value = call.tensor("value") if "value" in call else torch.zeros(())
-    return value.reshape(()).expand(call.integers("shape")).clone()
+    sizes = call.integers("shape")
+    within_limits(sizes)
+    return value.reshape(()).expand(sizes).clone()
 
 
 def fill_like(call: Call) -> Tensor:
@@ -161,6 +169,9 @@ def fill_like(call: Call) -> Tensor:
 def range_1d(call: Call) -> Tensor:
     """Return start, start + step, … below end."""
     start, end, step = (call.tensor(name).reshape(()) for name in ("start", "end", "step"))
+    if step == 0:
+        raise CallError("a range with step 0")
+    within_limits((max(0, int((end - start) / step)),))
     return torch.arange(start.item(), end.item(), step.item())
 
 
