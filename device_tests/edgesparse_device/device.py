@@ -123,6 +123,8 @@ DEVICES: Registry[DeviceKind] = Registry(
     {
         "host": "edgesparse_device.devices.host:KIND",
         "qemu-arm64": "edgesparse_device.devices.qemu:KIND",
+        "adb": "edgesparse_device.devices.adb:KIND",
+        "ssh": "edgesparse_device.devices.ssh:KIND",
         "mac": "edgesparse_device.devices.mac:KIND",
     },
 )

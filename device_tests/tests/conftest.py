@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,18 @@ def program(words: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The module as a ``.pte`` for XNNPACK."""
     path = tmp_path_factory.mktemp("program") / "words.pte"
     return export(words, (torch.zeros(1, 16, dtype=torch.long),), path, xnnpack=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own with one megabyte."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no permission to mount a small disk")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
 
 
 @pytest.fixture
