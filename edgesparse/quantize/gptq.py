@@ -23,11 +23,17 @@ class GPTQConfig:
 
     Attributes:
         damping: Added to the Hessian's diagonal, relative to its mean.
+        refit: Conjugate-gradient steps that refit the weight to a given mask before rounding.
+        sweeps: Rounds of coordinate descent afterwards (``refine``).
+        refine_up_to: Bits up to which those are done. They lower the layers' error always, but
+            the perplexity only where rounding is coarse (26 M language model, × dense: 3 bits
+            1.054 → 1.042, 4 bits 1.001 → 1.003).
     """
 
     damping: float = 0.01
     refit: int = 20
-    sweeps: int = 3
+    sweeps: int = 1
+    refine_up_to: int = 3
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN, Statistic.DENSE_TARGET})
 
     def __post_init__(self) -> None:
@@ -45,15 +51,11 @@ class GPTQConfig:
         swept = sweep(weight, factor, keep_mask=keep_mask, grid=grid)
         assert swept.scales is not None
         values = torch.round(swept.weight / grid.by_column(swept.scales, weight.shape[1]))
-        values, scales = refine(
-            values,
-            swept.scales,
-            weight,
-            H,
-            grid,
-            keep_mask=keep_mask,
-            sweeps=self.sweeps,
-        )
+        scales = swept.scales
+        if grid.bits <= self.refine_up_to:
+            values, scales = refine(
+                values, scales, weight, H, grid, keep_mask=keep_mask, sweeps=self.sweeps
+            )
         return to_codes(values, scales, keep_mask, grid)
 
 

@@ -1,0 +1,62 @@
+"""What recovery trains on: random windows of a text, or batches of ready inputs in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgesparse.calibrate.windows import calibration_batches, read_tokens
+from edgesparse.errors import CalibrationError
+from edgesparse.model import CapturedModel
+
+Draw = Callable[[int], dict[str, Tensor]]
+"""Step → batch. A pure function of the step, so that a resumed run sees what it would have seen."""
+
+
+def draws(captured: CapturedModel, data: object, *, window: int, batch: int, seed: int) -> Draw:
+    """Return the batches of ``data``: a text file, token ids [tokens], or calibration inputs.
+
+    Args:
+        captured: The model, for its tokenizer and the names of its inputs.
+        data: A text file, a one-dimensional array of tokens, or anything else that
+            ``calibrate.calibration_batches`` takes.
+        window: Tokens in a window.
+        batch: Windows or examples in a batch.
+        seed: Together with the step decides what a batch holds.
+
+    Raises:
+        CalibrationError: Too little data for one window.
+    """
+    if isinstance(data, (str, Path)) and Path(data).suffix != ".npz":
+        data = read_tokens(captured, Path(data))
+    if isinstance(data, (np.ndarray, Tensor)) and data.ndim == 1:
+        tokens = torch.as_tensor(data)
+        return _windows(captured, tokens, window=window, batch=batch, seed=seed)
+    fixed = calibration_batches(captured, data, window=window, seed=seed, batch_size=batch)
+    order = np.random.default_rng(seed).permutation(len(fixed))
+    return lambda step: dict(fixed[order[step % len(fixed)]])
+
+
+def _windows(
+    captured: CapturedModel, tokens: Tensor, *, window: int, batch: int, seed: int
+) -> Draw:
+    """Return random windows, anywhere in the text."""
+    if len(tokens) < window:
+        raise CalibrationError(
+            f"recovery text has {len(tokens)} tokens, fewer than one window of {window}; give a "
+            "longer text"
+        )
+    name = "input_ids"
+    if name not in captured.example_inputs and len(captured.example_inputs) == 1:
+        name = next(iter(captured.example_inputs))
+    offsets = torch.arange(window)
+
+    def draw(step: int) -> dict[str, Tensor]:
+        starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - window + 1, batch)
+        return {name: tokens[torch.from_numpy(starts)[:, None] + offsets].long()}
+
+    return draw

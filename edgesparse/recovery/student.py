@@ -1,0 +1,99 @@
+"""The student: a captured structure whose packed tensors are latent and whose norms may move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from edgesparse.model import CapturedModel, CompressedModel
+from edgesparse.packed import PackedTensor
+from edgesparse.recovery.latent import LatentWeight
+
+
+class Student(nn.Module):
+    """A compressed model that can be trained; what it computes is what would be packed.
+
+    Trainable are the packed tensors' latent values and scales, and the kept tensors of one
+    dimension (norms and biases): they cost no further bytes.
+    """
+
+    def __init__(self, compressed: CompressedModel) -> None:
+        super().__init__()
+        self._compressed = compressed
+        self._model = [_plain(compressed)]  # in a list: its own parameters are not ours to train
+        self.latent = nn.ModuleDict(
+            {_key(name): LatentWeight(packed) for name, packed in compressed.packed.items()}
+        )
+        self.free = nn.ParameterDict(
+            {
+                _key(name): nn.Parameter(tensor.float().clone())
+                for name, tensor in compressed.kept.items()
+                if tensor.dim() == 1 and tensor.is_floating_point() and self._is_parameter(name)
+            }
+        )
+
+    def _is_parameter(self, name: str) -> bool:
+        return name in dict(self._model[0].named_parameters(remove_duplicate=False))
+
+    def to_device(self, device: torch.device) -> Student:
+        """Move the structure and everything trainable."""
+        self._model[0].to(device)
+        return self.to(device)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return every trained tensor as it would be shipped, by name."""
+        shipped = {_name(key): latent() for key, latent in self.latent.items()}
+        return shipped | {_name(key): value for key, value in self.free.items()}
+
+    def forward(self, batch: Mapping[str, Tensor]) -> object:
+        """Run the model on keyword arguments."""
+        return torch.func.functional_call(
+            self._model[0], self.weights(), args=(), kwargs=dict(batch), tie_weights=True
+        )
+
+    def groups(self, lr: float) -> list[dict[str, object]]:
+        """Return the optimizer's parameter groups; each keeps its own full rate as ``base``."""
+        latents = [m for m in self.latent.values() if isinstance(m, LatentWeight)]
+        scales = [m.log_scales for m in latents if m.log_scales.requires_grad]
+        return [
+            {"params": [m.values for m in latents], "base": lr},
+            {"params": scales, "base": 10 * lr},
+            {"params": list(self.free.values()), "base": lr},
+        ]
+
+    @torch.no_grad()
+    def pack(self) -> tuple[dict[str, PackedTensor], dict[str, Tensor]]:
+        """Return (packed, kept) as ``CompressedModel`` holds them."""
+        rules = {p.tensor.name: p.rule for p in self._compressed.plan.tensors}
+        packed: dict[str, PackedTensor] = {}
+        for name, before in self._compressed.packed.items():
+            latent, rule = self.latent[_key(name)], rules.get(name)
+            assert isinstance(latent, LatentWeight)
+            packed[name] = latent.pack(rule.pattern if rule is not None else before.spec.pattern)
+        kept = dict(self._compressed.kept)
+        for key, value in self.free.items():
+            kept[_name(key)] = value.detach().to(kept[_name(key)].dtype).cpu()
+        return packed, kept
+
+
+def _plain(compressed: CompressedModel) -> nn.Module:
+    """Return the structure in float32 with its kept tensors; the packed ones are overridden."""
+    from edgesparse.runtime.modules import build_decoded
+
+    return build_decoded(compressed).requires_grad_(False)
+
+
+def teacher_of(captured: CapturedModel, device: torch.device) -> nn.Module:
+    """Return the dense model, frozen, in float32 on ``device``."""
+    return captured.loader().float().requires_grad_(False).eval().to(device)
+
+
+def _key(name: str) -> str:
+    """Return a state-dict name as a key of a ModuleDict, which may not hold dots."""
+    return name.replace(".", "|")
+
+
+def _name(key: str) -> str:
+    return key.replace("|", ".")
