@@ -118,8 +118,8 @@ def _run_child(arguments: list[str], path: Path, timeout: float) -> None:
 def _reason(said: str) -> str:
     """Return the lines that tell why: the runtime's own log, then the Python error."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("[cpuinfo", "File ", "Traceback"))]
-    return " | ".join(telling[-4:])[-600:] or "it said nothing"
+    logged = [line for line in lines if line.startswith("[") and not line.startswith("[cpuinfo")]
+    return " | ".join([*logged[:3], *lines[-1:]])[:800] or "it said nothing"
 
 
 def _outputs(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
