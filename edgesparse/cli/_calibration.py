@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgesparse.model import CapturedModel
 
 HELD_OUT_SHARE = 8  # one window in so many is kept for measuring
-MOST_HELD_OUT = 32
+MOST_MEASURED = 32  # windows: three models run on each
 RANDOM_EXAMPLES = 32
 
 
@@ -72,17 +72,20 @@ def _text(
     window: int,
 ) -> Data:
     from edgesparse.calibrate.windows import MIN_WINDOWS, read_tokens
+    from edgesparse.runtime.text import read_text, token_windows
 
     tokens = read_tokens(captured, calibration)
     if text is not None:
+        measured = token_windows(captured, read_text(text), window=window, name=str(text))
+        measured = measured[:MOST_MEASURED]
         return Data(
             calibration=tokens,
             calibrated_on=calibration.name,
-            measure={"text": text, "window": window},
-            measured_on=text.name,
+            measure={"tokens": measured},
+            measured_on=f"the first {measured.numel():,} tokens of {text.name}",
         )
     available = len(tokens) // window
-    held_out = max(1, min(MOST_HELD_OUT, available // HELD_OUT_SHARE))
+    held_out = max(1, min(MOST_MEASURED, available // HELD_OUT_SHARE))
     if available - held_out < (windows or MIN_WINDOWS):
         raise CalibrationError(
             f"{calibration} has {len(tokens)} tokens; {windows or MIN_WINDOWS} windows of {window} "

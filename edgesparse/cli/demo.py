@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = EXAMPLES / "models" / "classics-4m"
 BUDGET = Budget(file="2.2MB")
+CALIBRATION_WINDOWS = 64
 PROMPT = "It was a dark evening when"
 ARTIFACTS = ("demo.pte", "demo.mlpackage")
 
@@ -84,7 +85,9 @@ def _compress(path: Path, *, quiet: bool) -> tuple[CompressedModel, Comparison]:
     )
     if not quiet:
         _job.show_plan(captured, plan, data)
-    compressed, comparison = _job.carry_out(captured, plan, data, compare=True)
+    compressed, comparison = _job.carry_out(
+        captured, plan, data, compare=True, windows=CALIBRATION_WINDOWS
+    )
     assert comparison is not None
     compressed.save(path, force=True)
     if not quiet:
