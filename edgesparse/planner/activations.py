@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from edgesparse.capture.probe import on_meta
+from edgesparse.capture.structure import on_meta
 from edgesparse.model import CapturedModel
 
 _logger = logging.getLogger(__name__)

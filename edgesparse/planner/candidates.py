@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from edgesparse.budget import format_size
 from edgesparse.model import TensorInfo, TensorKind
 from edgesparse.pattern import Pattern
 from edgesparse.planner.choose import choose
-from edgesparse.planner.error_model import gaussian_error
+from edgesparse.planner.rates import Sensitivity, alike
 from edgesparse.planner.types import TensorPlan
 from edgesparse.recipe import Rule
 
@@ -33,15 +33,13 @@ class Candidate:
     loss: float
 
 
-def candidates(
-    tensor: TensorInfo, rule: Rule | None, sensitivity: Mapping[str, float]
-) -> list[Candidate]:
+def candidates(tensor: TensorInfo, rule: Rule | None, sensitivity: Sensitivity) -> list[Candidate]:
     """Return what the rule allows, at least one; of equal bytes in a format only the best.
 
     Args:
         tensor: The tensor.
         rule: The rule that matched it; None leaves it as it is.
-        sensitivity: Loss of the model per relative error of a tensor, by name.
+        sensitivity: Rates by tensor name, as measured; {} takes all weights as alike.
     """
     best: dict[tuple[str, int], Candidate] = {}
     for variant in _variants(tensor, rule):
@@ -53,13 +51,10 @@ def candidates(
     return list(best.values())
 
 
-def expected_loss(entry: TensorPlan, sensitivity: Mapping[str, float]) -> float:
-    """Return the predicted loss of one entry.
-
-    A tensor nobody measured counts by its number of weights, which makes all of them alike.
-    """
-    weight = sensitivity.get(entry.tensor.name, float(entry.tensor.numel))
-    return weight * expected_error(entry)
+def expected_loss(entry: TensorPlan, sensitivity: Sensitivity) -> float:
+    """Return the predicted loss of one entry."""
+    tensor = entry.tensor
+    return sensitivity.get(tensor.name, alike(tensor.numel)).loss(entry.spec)
 
 
 def plan_tensor(tensor: TensorInfo, rule: Rule | None) -> TensorPlan:
@@ -76,13 +71,6 @@ def plan_tensor(tensor: TensorInfo, rule: Rule | None) -> TensorPlan:
         size = format_size(storage.nbytes)
         return replace(as_it_is, reason=f"packed would be larger: {size}")
     return TensorPlan(tensor=tensor, rule=rule, spec=storage.spec, nbytes=storage.nbytes)
-
-
-def expected_error(entry: TensorPlan) -> float:
-    """Return the relative error expected of a tensor nobody has looked at."""
-    if entry.spec is None:
-        return 0.0
-    return gaussian_error(entry.spec.bits, entry.spec.group_size, entry.spec.pattern)
 
 
 def _variants(tensor: TensorInfo, rule: Rule | None) -> Iterator[Rule | None]:

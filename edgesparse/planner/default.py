@@ -12,7 +12,7 @@ EMBEDDINGS = Rule(
     quantizer="rtn",
     adjustable=frozenset({"bits", "group_size"}),
 )
-EVERYTHING = Rule(bits=4, group_size=128, adjustable=ADJUSTABLE)
+EVERYTHING = Rule(bits=4, group_size=128, method="admm", adjustable=ADJUSTABLE)
 
 
 def default_recipe() -> Recipe:

@@ -5,7 +5,7 @@ Rules are constraints: only the fields they leave open vary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgesparse.planner.allocate import Limit, allocate
 from edgesparse.planner.candidates import Candidate, candidates
 from edgesparse.planner.peak import fixed_terms, held_nbytes
 from edgesparse.planner.predict import FilePrediction
+from edgesparse.planner.rates import Sensitivity
 from edgesparse.planner.refusal import Smallest, contradiction, refusal
 from edgesparse.planner.types import TensorPlan
 from edgesparse.recipe import ADJUSTABLE, Rule
@@ -47,7 +48,7 @@ class Fit:
     budget: Budget
     target: str | None
     predict_file: FilePrediction
-    sensitivity: Mapping[str, float]
+    sensitivity: Sensitivity
 
     def solve(self) -> list[TensorPlan]:
         """Return the entries of least predicted loss that keep the budget.

@@ -6,7 +6,7 @@ leave open are chosen for all tensors together, least predicted loss within the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from edgesparse.budget import Budget, format_size
@@ -18,6 +18,7 @@ from edgesparse.planner.default import default_recipe
 from edgesparse.planner.fitting import Fit, Ruled
 from edgesparse.planner.peak import has_memory_model, memory_terms
 from edgesparse.planner.predict import artifact_prediction, weights_nbytes
+from edgesparse.planner.rates import Sensitivity
 from edgesparse.planner.types import MemoryTerm, Plan, TensorPlan
 from edgesparse.recipe import Recipe
 
@@ -28,7 +29,7 @@ def plan(
     *,
     budget: Budget | None = None,
     target: str | None = None,
-    sensitivity: Mapping[str, float] | None = None,
+    sensitivity: Sensitivity | None = None,
 ) -> Plan:
     """Plan what to do with every tensor, without reading a weight.
 
@@ -37,8 +38,8 @@ def plan(
         recipe: What is wanted; None is 4 bits everywhere, all of it open to the budget.
         budget: Limits; what the recipe leaves open is chosen to keep them.
         target: Exporter whose file and runtime the budget is about; None for the packed model.
-        sensitivity: Loss of the model per relative error of a tensor, by tensor name, as measured;
-            None counts every tensor by its number of weights.
+        sensitivity: How much the model minds errors in each tensor, from
+            ``planner.sensitivity.measure_sensitivity``; None takes all weights as alike.
 
     Raises:
         BudgetExceeded: No choice keeps the budget; says what could be reached.
@@ -85,7 +86,7 @@ def _fit(
     ruled: Ruled,
     budget: Budget,
     target: str | None,
-    sensitivity: Mapping[str, float],
+    sensitivity: Sensitivity,
 ) -> list[TensorPlan]:
     predict = weights_nbytes if target is None else artifact_prediction(target)
     return Fit(captured, ruled, budget, target, predict, sensitivity).solve()
@@ -96,7 +97,7 @@ def _finish(
     entries: Sequence[TensorPlan],
     budget: Budget,
     target: str | None,
-    sensitivity: Mapping[str, float],
+    sensitivity: Sensitivity,
 ) -> Plan:
     """Return the plan of these entries, with everything predicted about it."""
     memory: tuple[MemoryTerm, ...] = ()
@@ -124,9 +125,7 @@ def _unused(recipe: Recipe, captured: CapturedModel) -> list[str]:
     ]
 
 
-def _with_alternative(
-    captured: CapturedModel, made: Plan, sensitivity: Mapping[str, float]
-) -> Plan:
+def _with_alternative(captured: CapturedModel, made: Plan, sensitivity: Sensitivity) -> Plan:
     """Add the plan of at most the same bytes that removes nothing and gives up bits instead.
 
     Pruned tensors become dense with as many bits as the bytes pay for, mixed over the tensors;

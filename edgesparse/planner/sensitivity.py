@@ -1,0 +1,147 @@
+"""How much a model minds an error in each of its tensors: measured, or taken as alike.
+
+Every tensor is damaged alone, once by rounding to three bits and once by removing half of its
+weights, and the model is run on a few calibration inputs. The loss is the KL divergence of the
+next-token distributions for language models, else the relative squared error of the outputs. Per
+unit of the error a Gaussian weight would have suffered it becomes a rate, so that what is special
+about a tensor, outliers included, is in the rate. Loss is taken to add up over tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._pytree import tree_map_only
+
+from edgesparse.calibrate import calibration_batches
+from edgesparse.errors import CalibrationError
+from edgesparse.model import CapturedModel
+from edgesparse.pattern import Pattern
+from edgesparse.planner.error_model import gaussian_error
+from edgesparse.planner.rates import Rates
+from edgesparse.runtime.forward import first_tensor
+
+_BITS, _GROUP_SIZE, _SPARSITY = 3, 128, 0.5
+_CLIPS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+Progress = Callable[[int, int], None]
+Outputs = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """The dense model, what it is run on, and what it then says."""
+
+    module: nn.Module
+    inputs: Sequence[Mapping[str, Any]]
+    dense: Outputs
+    is_language_model: bool
+
+    def loss(self) -> float:
+        """Return the loss of the module as it is now."""
+        found = outputs(self.module, self.inputs)
+        if self.is_language_model:
+            return mean_kl(self.dense, found)
+        error = sum(
+            float((y - d).double().square().sum()) for y, d in zip(found, self.dense, strict=True)
+        )
+        return error / sum(float(d.double().square().sum()) for d in self.dense)
+
+
+def measure_sensitivity(
+    captured: CapturedModel,
+    calibration: object,
+    *,
+    windows: int = 8,
+    window: int = 512,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Rates]:
+    """Return the rates of every compressible tensor, by ``TensorInfo.name``.
+
+    Two forward passes for each tensor: about a minute for 26 million parameters on two cores.
+
+    Args:
+        captured: The model.
+        calibration: See ``calibrate.calibration_batches``.
+        windows: Windows of tokens to run on.
+        window: Tokens in a window.
+        device: Where to run, ``cpu`` or ``cuda``.
+        seed: Which windows.
+        progress: Called with (tensors done, tensors in all).
+
+    Raises:
+        CalibrationError: Unusable calibration data, or outputs that are not finite.
+    """
+    batches = calibration_batches(captured, calibration, windows=windows, window=window, seed=seed)
+    module = captured.loader().float().to(device)
+    inputs = [tree_map_only(Tensor, lambda t: t.to(device), dict(b)) for b in batches[:windows]]
+    probe = _Probe(module, inputs, outputs(module, inputs), captured.task == "causal-lm")
+    if not all(bool(torch.isfinite(y).all()) for y in probe.dense):
+        raise CalibrationError(f"{captured.name}: its outputs on the calibration are not finite")
+    places = dict(module.named_parameters(remove_duplicate=False))
+    tensors = [tensor for tensor in captured.tensors if tensor.compressible]
+    rates = {}
+    for done, tensor in enumerate(tensors):
+        rates[tensor.name] = _rates(probe, places[tensor.name])
+        if progress is not None:
+            progress(done + 1, len(tensors))
+    return rates
+
+
+def _rates(probe: _Probe, parameter: nn.Parameter) -> Rates:
+    """Damage one parameter, measure, repair."""
+    whole = parameter.data
+    matrix = whole.reshape(len(whole), -1)
+    parameter.data = round_groups(matrix, _BITS, _GROUP_SIZE).reshape(whole.shape)
+    rounding = probe.loss() / gaussian_error(_BITS, _GROUP_SIZE, Pattern())
+    parameter.data = remove_smallest(matrix, _SPARSITY).reshape(whole.shape)
+    pruning = probe.loss() / gaussian_error(16, 0, Pattern(sparsity=_SPARSITY))
+    parameter.data = whole
+    return Rates(rounding=rounding, pruning=pruning)
+
+
+def outputs(module: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+    """Return the main output for every input."""
+    with torch.inference_mode():
+        return [first_tensor(module(**kwargs)).float() for kwargs in inputs]
+
+
+def mean_kl(dense: Outputs, found: Outputs) -> float:
+    """Return the mean KL(dense‖found) per position, in nats, of logits [..., vocabulary]."""
+    total, count = 0.0, 0
+    for d, y in zip(dense, found, strict=True):
+        log_p, log_q = functional.log_softmax(d, -1), functional.log_softmax(y, -1)
+        total += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
+        count += d[..., 0].numel()
+    return max(total / count, 0.0)
+
+
+def round_groups(matrix: Tensor, bits: int, group_size: int) -> Tensor:
+    """Return ``matrix`` [N, K] rounded to nearest in groups, each with the best of a few scales."""
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    columns = matrix.shape[1]
+    padded = functional.pad(matrix, (0, -columns % group_size))
+    groups = padded.reshape(-1, group_size)
+    reach = groups.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
+    best, error = groups, torch.full_like(reach, torch.inf)
+    for clip in _CLIPS:
+        scale = clip * reach / -low
+        rounded = (groups / scale).round().clamp(low, high) * scale
+        found = (rounded - groups).square().sum(dim=1, keepdim=True)
+        best = torch.where(found < error, rounded, best)
+        error = torch.minimum(error, found)
+    return best.reshape(padded.shape)[:, :columns]
+
+
+def remove_smallest(matrix: Tensor, sparsity: float) -> Tensor:
+    """Return ``matrix`` [N, K] without the smallest of each row."""
+    removed = int(sparsity * matrix.shape[1])
+    order = matrix.abs().argsort(dim=1)[:, :removed]
+    return matrix.scatter(1, order, 0.0)
