@@ -101,11 +101,6 @@ class Kit:
         """Every file, the small ones first."""
         return sorted(self.path.iterdir(), key=lambda path: path.stat().st_size)
 
-    @property
-    def programs(self) -> tuple[str, ...]:
-        """Names of the files that must be executable."""
-        return self.toolchain.loader, RUNNER
-
     def command(self, folder: str, arguments: Sequence[str]) -> list[str]:
         """Return the command line when the kit lies in ``folder``."""
         loader = f"{folder}/{self.toolchain.loader}"

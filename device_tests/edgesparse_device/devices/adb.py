@@ -17,7 +17,7 @@ from pathlib import Path
 from edgesparse.errors import DeviceError, UsageError
 from edgesparse_device.bundle import Bundle
 from edgesparse_device.device import Session
-from edgesparse_device.devices.remote import COMMAND_LIMIT, remote_session
+from edgesparse_device.devices.remote import COMMAND_LIMIT, remote_session, require_copied
 from edgesparse_device.kit import kit_for
 from edgesparse_device.outcome import DeviceLost
 from edgesparse_device.process import Finished, run_process
@@ -42,21 +42,17 @@ class AdbShell:
         """Run a command on the phone."""
         return self._adb("shell", "-T", "-n", shlex.join(argv), timeout=timeout)
 
-    def push(self, local: Path, remote: str) -> None:
-        """Copy a file to the phone."""
-        self._copied(self._adb("push", str(local), remote, timeout=_TRANSFER_LIMIT), local.name)
+    def push(self, files: Sequence[Path], folder: str) -> None:
+        """Copy files to the phone."""
+        paths = [str(file) for file in files]
+        finished = self._adb("push", *paths, folder, timeout=_TRANSFER_LIMIT)
+        require_copied(finished, files[0].name)
 
-    def pull(self, remote: str, local: Path) -> None:
-        """Copy a file from the phone."""
-        self._copied(self._adb("pull", remote, str(local), timeout=_TRANSFER_LIMIT), local.name)
-
-    def _copied(self, finished: Finished, name: str) -> None:
-        if not finished.returncode and not finished.timed_out:
-            return
-        said = (finished.stderr + finished.stdout).strip()[-300:]
-        if "No space left" in said:
-            raise DeviceError(f"the device's disk is full: {name}: {said}")
-        raise DeviceError(f"{name} cannot be copied: {said or 'no reason given'}")
+    def pull(self, folder: str, names: Sequence[str], local: Path) -> None:
+        """Copy files from the phone."""
+        paths = [f"{folder}/{name}" for name in names]
+        finished = self._adb("pull", *paths, str(local), timeout=_TRANSFER_LIMIT)
+        require_copied(finished, names[0])
 
     def _adb(self, *arguments: str, timeout: float) -> Finished:
         finished = run_process([*self._client, *arguments], timeout=timeout)

@@ -1,8 +1,8 @@
 """Devices behind a shell: push the kit, the program and the inputs, run, pull, clean up.
 
 All that differs between a phone and a board is how a command and a file get there: a ``Shell``.
-Commands are lists of arguments that a shell quotes; names on the device are made here, never taken
-from a bundle.
+Commands are lists of arguments that a shell gets quoted, and what stands in a bundle is only ever
+an argument.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edgesparse_device.runner import RESULT, read_result, runner_arguments
 COMMAND_LIMIT = 60.0
 # The runner stops itself at its limit; this is how much longer the connection is waited for.
 _GRACE = 20.0
-_MODEL = "model.pte"
+_NEW_FOLDER = 'rm -rf "$1" && mkdir -p "$1/out"'
 
 
 class Shell(Protocol):
@@ -48,16 +48,16 @@ class Shell(Protocol):
             DeviceLost: The device went away.
         """
 
-    def push(self, local: Path, remote: str) -> None:
-        """Copy a file there.
+    def push(self, files: Sequence[Path], folder: str) -> None:
+        """Copy files into a folder there, under their own names and with their modes.
 
         Raises:
             DeviceError: No room or no permission there.
             DeviceLost: The device went away.
         """
 
-    def pull(self, remote: str, local: Path) -> None:
-        """Copy a file here.
+    def pull(self, folder: str, names: Sequence[str], local: Path) -> None:
+        """Copy files of a folder there into a folder here.
 
         Raises:
             DeviceError: No such file there.
@@ -77,13 +77,10 @@ def remote_session(
     folder = f"{shell.root}/edgesparse-{secrets.token_hex(6)}"
     try:
         _require(shell.run(["mkdir", "-p", folder]), "a folder cannot be made")
-        for file in kit.files:
-            shell.push(file, f"{folder}/{file.name}")
-        programs = [f"{folder}/{name}" for name in kit.programs]
-        _require(shell.run(["chmod", "755", *programs]), "the runner cannot be made executable")
+        shell.push(kit.files, folder)
         about = shell.run(kit.command(folder, ["--about"]))
         require_fine(about, limit=COMMAND_LIMIT, output_is_whole=bool(about.stdout.strip()))
-        shell.push(bundle.artifact_path, f"{folder}/{_MODEL}")
+        shell.push([bundle.artifact_path], folder)
         features = tuple(json.loads(about.stdout)["cpu_features"])
         info = replace(info, cpu_features=features, tools={**info.tools, **kit.tools})
         yield RemoteSession(shell, bundle, kit, folder, info)
@@ -107,39 +104,39 @@ class RemoteSession:
 
     def execute(self, index: int, effort: Effort) -> RawRun:
         """Run one case in a process of its own on the device."""
-        case = f"{self._folder}/case"
-        try:
-            return self._execute(case, index, effort)
-        finally:
-            with contextlib.suppress(DeviceError):
-                self._shell.run(["rm", "-rf", case])
-
-    def _execute(self, case: str, index: int, effort: Effort) -> RawRun:
-        _require(self._shell.run(["mkdir", "-p", f"{case}/out"]), "a folder cannot be made")
-        for position in range(len(self._bundle.cases[index].inputs)):
-            self._shell.push(
-                self._bundle.input_path(index, position), f"{case}/input-{position}.bin"
-            )
+        case, inputs = f"{self._folder}/case", range(len(self._bundle.cases[index].inputs))
+        _require(self._shell.run(["sh", "-c", _NEW_FOLDER, "sh", case]), "no new folder")
+        self._shell.push([self._bundle.input_path(index, i) for i in inputs], case)
         arguments = runner_arguments(
             self._bundle,
             index,
             effort,
-            model=f"{self._folder}/{_MODEL}",
+            model=f"{self._folder}/{self._bundle.artifact}",
             out=f"{case}/out",
-            input_path=lambda position: f"{case}/input-{position}.bin",
+            input_path=lambda i: f"{case}/{self._bundle.input_path(index, i).name}",
         )
         finished = self._shell.run(
             self._kit.command(self._folder, arguments), timeout=effort.limit + _GRACE
         )
-        if finished.returncode or finished.timed_out:
-            require_fine(finished, limit=effort.limit, output_is_whole=True)
+        require_fine(finished, limit=effort.limit, output_is_whole=True)
+        names = [f"output-{i}.bin" for i in range(len(self._bundle.cases[index].outputs))]
         with TemporaryDirectory(prefix="edgesparse-pull-") as local:
-            self._shell.pull(f"{case}/out/{RESULT}", Path(local) / RESULT)
-            count = len(json.loads((Path(local) / RESULT).read_bytes())["outputs"])
-            for position in range(count):
-                name = f"output-{position}.bin"
-                self._shell.pull(f"{case}/out/{name}", Path(local) / name)
+            self._shell.pull(f"{case}/out", [RESULT, *names], Path(local))
             return read_result(Path(local))
+
+
+def require_copied(finished: Finished, what: str) -> None:
+    """Return if a copy to or from a device ended well.
+
+    Raises:
+        DeviceError: It did not; a full disk is told apart.
+    """
+    if not finished.returncode and not finished.timed_out:
+        return
+    said = (finished.stderr + finished.stdout).strip()[-300:] or "no reason given"
+    if "No space left" in said:
+        raise DeviceError(f"the device's disk is full: {what}: {said}")
+    raise DeviceError(f"{what} cannot be copied: {said}")
 
 
 def _require(finished: Finished, what: str) -> None:
