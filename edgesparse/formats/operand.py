@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 from edgesparse_kernels.matrix import PackedMatrix
+from edgesparse_kernels.structured import LAYOUTS, StructuredMatrix
 
 from edgesparse.packed import FORMATS, PackedTensor, matrix_shape
 
@@ -16,11 +17,14 @@ DTYPES: dict[str, type[np.generic]] = {
     "offsets_high": np.uint32,
     "codes_high": np.uint8,
     "scales": np.float16,
+    "index": np.uint8,
+    "columns": np.uint64,
+    "octets": np.uint16,
 }
 """Stored type of every buffer by name."""
 
 
-def open_matrix(packed: PackedTensor) -> PackedMatrix:
+def open_matrix(packed: PackedTensor) -> PackedMatrix | StructuredMatrix:
     """Check ``packed`` and return it as a matrix for the kernels, on the same memory.
 
     Raises:
@@ -32,6 +36,17 @@ def open_matrix(packed: PackedTensor) -> PackedMatrix:
     arrays = dict(packed.buffers)
     if "scales" in arrays:
         arrays["scales"] = arrays["scales"].view(np.uint16)  # numba knows no float16
+    if packed.spec.name in LAYOUTS:
+        for name in ("columns", "octets"):  # both are bitmaps of what is kept
+            if name in arrays:
+                arrays["kept"] = arrays.pop(name).view(np.uint8)
+        return StructuredMatrix(
+            layout=packed.spec.name,
+            rows=rows,
+            columns=columns,
+            group_size=packed.spec.group_size,
+            **cast(dict[str, Any], arrays),
+        )
     return PackedMatrix(
         rows=rows,
         columns=columns,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from edgesparse_kernels import matmul as kernels
-from edgesparse_kernels.matrix import PackedMatrix
+from edgesparse_kernels.matmul import AnyMatrix
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
@@ -60,7 +60,7 @@ def packed_arguments(packed: PackedTensor) -> PackedArguments:
     return PackedArguments(buffers, layout.name, list(packed.shape), packed.spec.group_size)
 
 
-def linear(x: Tensor, matrix: PackedMatrix, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, matrix: AnyMatrix, bias: Tensor | None = None) -> Tensor:
     """Return ``x @ weight.T + bias`` for x of shape (..., K), in the type of x.
 
     The sums are float32, in another order than torch's; the weights are the decoded ones exactly.
@@ -76,7 +76,7 @@ def linear(x: Tensor, matrix: PackedMatrix, bias: Tensor | None = None) -> Tenso
     return product.reshape(*x.shape[:-1], matrix.rows).to(x.dtype)
 
 
-def embedding(indices: Tensor, matrix: PackedMatrix) -> Tensor:
+def embedding(indices: Tensor, matrix: AnyMatrix) -> Tensor:
     """Return the rows ``indices`` as float32, shape (*indices.shape, K).
 
     Raises:
@@ -88,7 +88,7 @@ def embedding(indices: Tensor, matrix: PackedMatrix) -> Tensor:
     return rows.reshape(*indices.shape, matrix.columns)
 
 
-def decode(matrix: PackedMatrix) -> Tensor:
+def decode(matrix: AnyMatrix) -> Tensor:
     """Return the weights, float32 [N, K]."""
     weights = torch.empty(matrix.rows, matrix.columns)
     kernels.decode(matrix, out=weights.numpy())
@@ -187,7 +187,7 @@ _opened: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def _matrix(
     buffers: Sequence[Tensor], name: str, shape: Sequence[int], group_size: int
-) -> PackedMatrix:
+) -> AnyMatrix:
     """Return the checked matrix in the operator's arguments.
 
     Raises:
@@ -195,7 +195,7 @@ def _matrix(
     """
     key = (name, tuple(shape), group_size, tuple(buffer.data_ptr() for buffer in buffers))
     if buffers and buffers[0] in _opened and _opened[buffers[0]][0] == key:
-        known: PackedMatrix = _opened[buffers[0]][1]
+        known: AnyMatrix = _opened[buffers[0]][1]
         return known
     layout = FORMATS.get(name)
     spec = layout.spec(group_size=group_size, pattern=DENSE)

@@ -165,6 +165,7 @@ load_sums = operation(_loader(SUMS), i32x16, address)
 load_floats = operation(_loader(FLOATS), f32x16, address)
 load_halves = operation(_halves, f32x16, address)  # 16 float16 as float32
 load_float = operation(_loader(F32), float32, address)
+load_u16 = operation(_loader(I16, I64), address, address)
 load_i32 = operation(_loader(I32), int32, address)
 load_u32 = operation(_loader(I32, I64), address, address)
 load_u64 = operation(_loader(I64), address, address)
@@ -181,6 +182,11 @@ no_floats = operation(lambda _: splat(FLOATS, 0.0), f32x16)
 all_sums = operation(lambda b, value: broadcast(b, value, SUMS), i32x16, int32)
 all_floats = operation(lambda b, value: broadcast(b, value, FLOATS), f32x16, float32)
 
+trailing_zeros = operation(
+    lambda b, x: b.call(function(b, "llvm.cttz.i64", I64, I64, I1), [x, ir.Constant(I1, 1)]),
+    address,
+    address,
+)  # of a word that is not 0
 popcount = operation(_call("llvm.ctpop.i64", I64, 1), address, address)
 add_i = operation(lambda b, x, y: b.add(x, y), i32x16, i32x16, i32x16)
 subtract_i = operation(lambda b, x, y: b.sub(x, y), i32x16, i32x16, i32x16)
@@ -221,6 +227,11 @@ def _shifted_bytes(builder, x, shift, low):
 low_nibbles = operation(_and_xor(15, 8), i8x64, i8x64)  # code + 8
 high_nibbles_16 = operation(_and_xor(0xF0, 0x80), i8x64, i8x64)  # 16 (code + 8)
 bits_of = operation(_shifted_bytes, i8x64, i8x64, address, address)
+no_lanes = operation(lambda _: splat(LANES, 0), i8x64)
+eights = operation(lambda _: splat(LANES, 8), i8x64)
+and_lanes = operation(
+    lambda b, x, byte: b.and_(x, broadcast(b, b.trunc(byte, I8), LANES)), i8x64, i8x64, address
+)
 or_lanes = operation(lambda b, x, y: b.or_(x, y), i8x64, i8x64, i8x64)
 shift_lanes_2 = operation(lambda b, x: b.shl(x, splat(LANES, 2)), i8x64, i8x64)
 xor_lanes = operation(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgesparse_kernels import reference
 from edgesparse_kernels.matrix import PackedMatrix
+from edgesparse_kernels.structured import StructuredMatrix
 
 _SMALLEST = np.float32(1.17549435e-38)  # of the normal floats: its reciprocal is still finite
 
@@ -52,7 +53,7 @@ class Digits:
     scales: NDArray[np.float32]
 
 
-def supports(matrix: PackedMatrix, activations: Activations) -> bool:
+def supports(matrix: PackedMatrix | StructuredMatrix, activations: Activations) -> bool:
     """Whether integer sums work: integer codes, and groups of whole quads or one a row."""
     if activations is Activations.FLOAT32:
         return True
@@ -89,7 +90,7 @@ def quantize(x: NDArray[np.float32], group_size: int, activations: Activations) 
 
 
 def matmul(
-    x: NDArray[np.float32], matrix: PackedMatrix, activations: Activations
+    x: NDArray[np.float32], matrix: PackedMatrix | StructuredMatrix, activations: Activations
 ) -> NDArray[np.float32]:
     """Return ``x @ weights.T`` with integer activations, float32 [M, N]: the kernels' very bits."""
     digits = quantize(x, matrix.group_size, activations)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,10 @@ from edgesparse_kernels import _isa, tiled
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.layout import CELL, quads
 from edgesparse_kernels.matrix import PackedMatrix
+from edgesparse_kernels.structured import LAYOUTS, StructuredMatrix
+
+if TYPE_CHECKING:
+    from edgesparse_kernels.gather import GatherOperand
 
 MAX_BATCH = 64  # rows whose digits and sums are held at once
 
@@ -33,6 +39,65 @@ def matmul(
         else:
             go = tiled.multiply_integer if threads == 1 else tiled.multiply_integer_parallel
             go(isa, numbers, kind.planes, rows, threads, scratch, to)
+
+
+_GROUP_MULTIPLE = {"nm4": 32, "n64": 128, "column16": 64, "block16x8": 128}
+
+
+def can_gather(matrix: StructuredMatrix) -> bool:
+    """Whether the vector kernels can take it: AVX-512, and groups of whole steps of the kernel."""
+    whole = matrix.group_size % _GROUP_MULTIPLE[matrix.layout] == 0
+    return (
+        matrix.columns > 0
+        and (whole or matrix.group_size >= matrix.columns)
+        and _isa.best() is _isa.AVX512
+    )
+
+
+def gather(
+    x: NDArray[np.float32],
+    matrix: StructuredMatrix,
+    kind: Activations,
+    threads: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Write ``x @ weights.T`` into ``out`` for a structured mask and integer activations."""
+    from edgesparse_kernels import gather as kernels
+
+    numbers = _gather_operand(matrix)
+    width = numbers.quads
+    digits = np.empty(kind.planes * 4 * width, np.int8)
+    scales = np.empty(matrix.groups, np.float32)
+    sums = np.empty(kind.planes * matrix.groups, np.int32)
+    packed = np.empty((threads, 4 * width + 2 * CELL), np.int8)
+    run = kernels.run if threads == 1 else kernels.run_parallel
+    run(_isa.AVX512, numbers, kind.planes, x, threads, digits, scales, sums, packed, out)
+
+
+def _gather_operand(matrix: StructuredMatrix) -> GatherOperand:
+    """Return a structured matrix as numbers; it must outlive their use."""
+    from edgesparse_kernels.gather import GatherOperand
+
+    known: GatherOperand | None = matrix.__dict__.get("_operand")
+    if known is None:
+        width = quads(matrix.columns)
+        one = matrix.group_size >= matrix.columns
+        known = GatherOperand(
+            layout=LAYOUTS.index(matrix.layout),
+            rows=matrix.rows,
+            columns=matrix.columns,
+            group_size=4 * width if one else matrix.group_size,
+            groups=matrix.groups,
+            quads=width,
+            of_64=matrix.of_64,
+            places=matrix.index.ctypes.data,
+            kept=matrix.kept.ctypes.data,
+            codes=matrix.codes.ctypes.data,
+            offsets=matrix.offsets.ctypes.data,
+            scales=matrix.scales.ctypes.data,
+        )
+        matrix.__dict__["_operand"] = known
+    return known
 
 
 def operand(matrix: PackedMatrix) -> tiled.Operand:

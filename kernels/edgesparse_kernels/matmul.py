@@ -13,11 +13,14 @@ from edgesparse_kernels import _jit, activations, reference
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.layout import quads
 from edgesparse_kernels.matrix import PackedMatrix
+from edgesparse_kernels.structured import StructuredMatrix
+
+AnyMatrix = PackedMatrix | StructuredMatrix
 
 
 def matmul(
     x: NDArray[np.float32],
-    matrix: PackedMatrix,
+    matrix: AnyMatrix,
     *,
     out: NDArray[np.float32],
     kind: Activations = Activations.FLOAT32,
@@ -41,6 +44,8 @@ def matmul(
     _expect_support(matrix, kind)
     if not _jit.is_enabled():
         out[:] = _reference(x, matrix, kind)
+    elif isinstance(matrix, StructuredMatrix):
+        _structured(x, matrix, kind, threads, out)
     elif _has_octets(matrix):
         from edgesparse_kernels import dispatch
 
@@ -56,7 +61,7 @@ def matmul(
 
 def matvec(
     x: NDArray[np.float32],
-    matrix: PackedMatrix,
+    matrix: AnyMatrix,
     *,
     out: NDArray[np.float32],
     kind: Activations = Activations.FLOAT32,
@@ -66,14 +71,14 @@ def matvec(
     matmul(x[None], matrix, out=out[None], kind=kind, threads=threads)
 
 
-def decode(matrix: PackedMatrix, *, out: NDArray[np.float32], threads: int = 1) -> None:
+def decode(matrix: AnyMatrix, *, out: NDArray[np.float32], threads: int = 1) -> None:
     """Write the weights into ``out``, float32 [N, K]."""
     embedding(np.arange(matrix.rows, dtype=np.int64), matrix, out=out, threads=threads)
 
 
 def embedding(
     indices: NDArray[np.int64],
-    matrix: PackedMatrix,
+    matrix: AnyMatrix,
     *,
     out: NDArray[np.float32],
     threads: int = 1,
@@ -95,7 +100,7 @@ def embedding(
         raise IndexError(
             f"rows {indices.min()} to {indices.max()} of a matrix that has {matrix.rows}"
         )
-    if not _jit.is_enabled():
+    if not _jit.is_enabled() or isinstance(matrix, StructuredMatrix):
         out[:] = reference.decode(matrix)[indices]
         return
     from edgesparse_kernels import generic
@@ -136,6 +141,22 @@ def _arguments(matrix: PackedMatrix) -> Arguments:
     )
 
 
+def _structured(
+    x: NDArray[np.float32],
+    matrix: StructuredMatrix,
+    kind: Activations,
+    threads: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Multiply by a structured mask: vector kernels for integers on AVX-512, else decoded."""
+    from edgesparse_kernels import dispatch
+
+    if kind is not Activations.FLOAT32 and dispatch.can_gather(matrix):
+        dispatch.gather(x, matrix, kind, threads, out)
+    else:
+        out[:] = _reference(x, matrix, kind)
+
+
 def _has_octets(matrix: PackedMatrix) -> bool:
     """Whether the vector kernels can take it: integer codes, groups of whole octets."""
     return (
@@ -145,15 +166,13 @@ def _has_octets(matrix: PackedMatrix) -> bool:
     )
 
 
-def _reference(
-    x: NDArray[np.float32], matrix: PackedMatrix, kind: Activations
-) -> NDArray[np.float32]:
+def _reference(x: NDArray[np.float32], matrix: AnyMatrix, kind: Activations) -> NDArray[np.float32]:
     if kind is Activations.FLOAT32:
         return reference.matmul(x, matrix)
     return activations.matmul(x, matrix, kind)
 
 
-def _expect_support(matrix: PackedMatrix, kind: Activations) -> None:
+def _expect_support(matrix: AnyMatrix, kind: Activations) -> None:
     """Raise ValueError if ``matrix`` cannot take activations of this kind."""
     if not activations.supports(matrix, kind):
         raise ValueError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesparse_kernels import structured
 from edgesparse_kernels.layout import CELL, PLANES, QUAD, TILE_ROWS, quads, streams, tiles
 from edgesparse_kernels.matrix import PackedMatrix
+from edgesparse_kernels.structured import StructuredMatrix
 
 
-def decode(matrix: PackedMatrix) -> NDArray[np.float32]:
+def decode(matrix: PackedMatrix | StructuredMatrix) -> NDArray[np.float32]:
     """Return the weights, float32 [N, K]."""
     codes = decode_codes(matrix)
     if matrix.bits == 16:
@@ -19,7 +21,7 @@ def decode(matrix: PackedMatrix) -> NDArray[np.float32]:
     return weights
 
 
-def row_scales(matrix: PackedMatrix) -> NDArray[np.float32]:
+def row_scales(matrix: PackedMatrix | StructuredMatrix) -> NDArray[np.float32]:
     """Return the scales, float32 [N, groups]."""
     used = tiles(matrix.rows) * matrix.groups * TILE_ROWS
     stored = matrix.scales[:used].view(np.float16).astype(np.float32)
@@ -27,8 +29,10 @@ def row_scales(matrix: PackedMatrix) -> NDArray[np.float32]:
     return by_row.reshape(tiles(matrix.rows) * TILE_ROWS, matrix.groups)[: matrix.rows]
 
 
-def decode_codes(matrix: PackedMatrix) -> NDArray[np.int32]:
+def decode_codes(matrix: PackedMatrix | StructuredMatrix) -> NDArray[np.int32]:
     """Return the codes, int32 [N, K]: signed, or the words of float16 values."""
+    if isinstance(matrix, StructuredMatrix):
+        return structured.decode_codes(matrix)
     count, width = tiles(matrix.rows), quads(matrix.columns)
     cells = np.zeros((count, width, CELL), np.int32)
     for tile in range(count):
@@ -44,7 +48,7 @@ def decode_codes(matrix: PackedMatrix) -> NDArray[np.int32]:
     return lanes.reshape(count * TILE_ROWS, width * QUAD)[: matrix.rows, : matrix.columns]
 
 
-def matmul(x: NDArray[np.float32], matrix: PackedMatrix) -> NDArray[np.float32]:
+def matmul(x: NDArray[np.float32], matrix: PackedMatrix | StructuredMatrix) -> NDArray[np.float32]:
     """Return ``x @ weights.T``, float32 [M, N], for x of shape [M, K]."""
     product: NDArray[np.float32] = x @ decode(matrix).T
     return product
