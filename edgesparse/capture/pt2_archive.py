@@ -23,6 +23,7 @@ import os
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ _OPERATOR = re.compile(
     r"|math\.(ceil|floor|sqrt|trunc)"
     r"|torch\.ops\.higher_order\.wrap_with_set_grad_enabled"
 )
+# What zipfile and struct say about damage: names that do not decode, encrypted records, …
+_NOT_AN_ARCHIVE = (
+    zipfile.BadZipFile, zlib.error, struct.error, ValueError, OverflowError, RuntimeError, EOFError,
+    OSError, CorruptPack,
+)  # fmt: skip
 # Keys whose text ends up in generated source or attribute names.
 _NAME_KEYS = {"name", "as_name", "parameter_name", "buffer_name", "tensor_constant_name", "fqn"}
 _SPEC_KEYS = {"in_spec", "out_spec"}
@@ -60,7 +66,7 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             _Archive(archive, path).check()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, CorruptPack) as error:
+    except _NOT_AN_ARCHIVE as error:
         raise SourceError(f"{path}: not a whole .pt2 archive: {error}") from None
 
 
