@@ -272,7 +272,7 @@ def fuzz(name: str, valid: bytes, read: Read, *, count: int, seed: int) -> Outco
 
 
 def _try(read: Read, content: bytes, outcome: Outcome) -> str:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_nbytes(reset=True)
     signal.alarm(SECONDS)
     try:
         read(content)
@@ -282,8 +282,19 @@ def _try(read: Read, content: bytes, outcome: Outcome) -> str:
         return traceback.format_exc()
     finally:
         signal.alarm(0)
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grown = _peak_nbytes() - before
     return f"{grown} bytes of memory" if grown > MEMORY_NBYTES else ""
+
+
+def _peak_nbytes(*, reset: bool = False) -> int:
+    """Return the most memory held since the last reset; without Linux, since the start."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
 
 
 def _too_slow(*_: object) -> None:
