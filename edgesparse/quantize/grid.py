@@ -91,7 +91,8 @@ class Grid:
 
     def by_column(self, scales: Tensor, columns: int) -> Tensor:
         """Return scales [N, G] repeated for each column, [N, K]."""
-        return scales.repeat_interleave(self.group_size, 1)[:, :columns]
+        wide = scales[:, :, None].expand(-1, -1, self.group_size)
+        return wide.reshape(len(scales), -1)[:, :columns]
 
 
 def round_scale(scales: Tensor, bits: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from edgesparse.errors import CalibrationError, UsageError
 from edgesparse.model import CapturedModel, CompressedModel
+from edgesparse.recovery.backward import Backward
 from edgesparse.recovery.checkpoint import Checkpoint
 from edgesparse.recovery.data import Draw, draws
 from edgesparse.recovery.loss import distance
@@ -158,8 +159,13 @@ class _Loop:
         self._student, self._teacher, self._logits = student, teacher, logits
         self._device, self._accumulate = device, accumulate
         self._optimizer = torch.optim.AdamW(
-            student.groups(lr), lr=lr, betas=(0.9, 0.95), weight_decay=0.0
+            student.groups(lr),
+            lr=lr,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+            fused=device.type == "cuda",
         )
+        self._backward = Backward(self._loss, device)
 
     def run(
         self,
@@ -214,17 +220,16 @@ class _Loop:
         rate = min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * fraction))
         for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * rate
-        self._optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for part in range(self._accumulate):
-            loss = self._loss(draw(step * self._accumulate + part)) / self._accumulate
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+        self._optimizer.zero_grad(set_to_none=False)
+        losses = [
+            self._backward(draw(step * self._accumulate + part)) for part in range(self._accumulate)
+        ]
+        total = float(torch.stack(losses).mean())
         if not math.isfinite(total):
             raise CalibrationError(
                 f"recovery step {step + 1}: the loss is {total}; use a lower lr, or check the data"
             )
-        nn.utils.clip_grad_norm_(self._student.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self._student.parameters(), float(self._accumulate))
         self._optimizer.step()
         return total
 
@@ -244,7 +249,9 @@ class _Loop:
 def _reduced_precision(device: torch.device) -> AbstractContextManager[object]:
     """Return an autocast to bfloat16 where the hardware multiplies it, else nothing."""
     fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16) if fast else nullcontext()
+    if not fast:
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def _copy(student: Student) -> dict[str, Tensor]:
