@@ -61,7 +61,7 @@ class Architecture:
         """
         try:
             config = self.cls.config_class.from_dict(copy.deepcopy(dict(self.config)))
-            with torch.device(device), _parameters_on_meta(self.max_parameters):
+            with torch.device(device), _offline(), _parameters_on_meta(self.max_parameters):
                 model: nn.Module = self.cls(config)
         except SourceError:
             raise
@@ -148,6 +148,19 @@ def _harmless(value: Any) -> Any:
     if isinstance(value, list):
         return [_harmless(item) for item in value]
     return value
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let nothing be fetched: a configuration may name a backbone by its repository."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

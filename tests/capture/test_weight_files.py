@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,3 +229,26 @@ def test_a_configuration_cannot_choose_code(directory: Path) -> None:
     assert captured.skeleton().config._attn_implementation in ("sdpa", "eager")
     assert not any("evil" in path.name for path in captured.source.files)
     assert "auto_map" not in captured.config
+
+
+def test_a_configuration_cannot_fetch_anything(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def resolve(host: str, *_: Any, **__: Any) -> None:
+        asked.append(host)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    edit_config(
+        directory,
+        architectures=["DPTForDepthEstimation"],
+        model_type="dpt",
+        backbone="someone/backbone",
+        use_timm_backbone=False,
+        use_pretrained_backbone=True,
+    )
+    with pytest.raises(SourceError):
+        load(directory)
+    assert asked == []
