@@ -39,6 +39,8 @@ class ExecutorchExporter:
         lowering: str | Mapping[str, str] = "auto",
         activations: str = "int16",
         tokens: int | None = None,
+        context: int | None = None,
+        prefill: int = 32,
     ) -> Artifact:
         """Write ``compressed`` to ``path``.
 
@@ -49,6 +51,10 @@ class ExecutorchExporter:
                 tensor names to these; see ``edgesparse_converters.executorch.lowering``.
             activations: How activations enter our operators: ``int8``, ``int16`` or ``float32``.
             tokens: Length of a language model's input; None takes the example's.
+            context: Positions of a language model's cache: the program then has the methods
+                ``forward`` for one token and ``prefill`` for several, see ``cached``. None writes
+                one method without a cache.
+            prefill: Tokens a call of ``prefill`` takes.
 
         Raises:
             UsageError: A lowering, kind of activations or length that cannot mean anything.
@@ -57,21 +63,25 @@ class ExecutorchExporter:
         """
         from edgesparse_converters.executorch.arithmetic import ACTIVATIONS
         from edgesparse_converters.executorch.assemble import build_module
-        from edgesparse_converters.executorch.function import example_tensors, function_of
         from edgesparse_converters.executorch.lower import lower, trace
         from edgesparse_converters.executorch.lowering import plan_uses
         from edgesparse_converters.executorch.metadata import METHOD, write_metadata
+        from edgesparse_converters.executorch.methods import cached_methods, plain_methods
 
         if activations not in ACTIVATIONS:
             raise UsageError(f"activations {activations!r}: one of {', '.join(ACTIVATIONS)}")
-        inputs = example_tensors(compressed.captured, tokens=tokens)
         uses = plan_uses(compressed, compressed.captured.skeleton(), lowering)
         module = build_module(compressed, uses, activations=activations)
-        function = function_of(compressed.captured, module, inputs)
-        constants = {METHOD: write_metadata(inputs, function.outputs, uses, activations)}
-        path.write_bytes(lower({"forward": trace(function, inputs)}, constants))
+        if context is None:
+            methods, constants = plain_methods(compressed.captured, module, tokens)
+        else:
+            methods, constants = cached_methods(compressed.captured, module, context, prefill)
+        constants[METHOD] = write_metadata(methods["forward"], uses, activations)
+        traced = {name: trace(method.module, method.inputs) for name, method in methods.items()}
+        path.write_bytes(lower(traced, constants))
         program = read_program(path)
-        self._guard(program, compressed, uses)
+        for name in methods:
+            self._guard(program, name, compressed, uses)
         return Artifact(
             path=path,
             target="executorch",
@@ -81,7 +91,9 @@ class ExecutorchExporter:
             notes=_notes(uses),
         )
 
-    def _guard(self, program: Program, compressed: CompressedModel, uses: tuple[Use, ...]) -> None:
+    def _guard(
+        self, program: Program, method: str, compressed: CompressedModel, uses: tuple[Use, ...]
+    ) -> None:
         """Refuse a file in which a weight is not what it should be.
 
         XNNPACK's partitioner takes a layer or leaves it, silently; a layer it left would be decoded
@@ -89,7 +101,7 @@ class ExecutorchExporter:
         """
         from edgesparse_converters.executorch.readback import check_layers
 
-        checks = check_layers(program, "forward", uses, compressed.packed)
+        checks = check_layers(program, method, uses, compressed.packed)
         wrong = [check.name for check in checks if not check.ok]
         if wrong:
             raise Unsupported(

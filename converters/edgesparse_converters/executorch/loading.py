@@ -9,17 +9,17 @@ from edgesparse.errors import SourceError
 from edgesparse_converters.executorch.program import read_program
 
 if TYPE_CHECKING:
-    from executorch.runtime import Method
+    from executorch.runtime import Program
 
 
-def load_method(path: Path, method: str) -> Method:
-    """Open one method of a ``.pte``.
+def load_program(path: Path) -> Program:
+    """Open a ``.pte`` in the runtime of this process.
 
     The runtime verifies the flatbuffer but not the delegates' contents, which can still abort the
     process: files of unknown origin belong in ``session.execute``.
 
     Raises:
-        SourceError: The file is damaged, an operator has no kernel here, or loading failed.
+        SourceError: The file is damaged, or an operator has no kernel here.
     """
     operators = read_program(path).operators  # checked before the runtime sees the file
     from executorch.runtime import Runtime, Verification
@@ -29,11 +29,7 @@ def load_method(path: Path, method: str) -> Method:
     missing = set(operators) - set(runtime.operator_registry.operator_names)
     if missing:
         raise SourceError(f"{path}: this runtime has no kernel for {', '.join(sorted(missing))}")
-    program = runtime.load_program(path, verification=Verification.InternalConsistency)
-    loaded = program.load_method(method)
-    if loaded is None:
-        raise SourceError(f"{path}: method {method!r} cannot be loaded")
-    return loaded
+    return runtime.load_program(path, verification=Verification.InternalConsistency)
 
 
 def register_kernels(operators: tuple[str, ...]) -> None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import edgesparse
 from edgesparse_converters.executorch.lowering import Form, Use
 from edgesparse_converters.executorch.program import Program
+
+if TYPE_CHECKING:
+    from edgesparse_converters.executorch.methods import Method
 
 METHOD = "edgesparse"
 
@@ -36,17 +40,15 @@ class Metadata:
     version: str = ""
 
 
-def write_metadata(
-    inputs: Iterable[str], outputs: Iterable[str], uses: Iterable[Use], activations: str
-) -> str:
+def write_metadata(method: Method, uses: Iterable[Use], activations: str) -> str:
     """Return the constant; uses of one form share a key, so names are all it costs."""
     forms: dict[str, list[str]] = {}
     for use in uses:
         forms.setdefault(use.form.name, []).append(use.name)
     value = {
         "version": edgesparse.__version__,
-        "inputs": list(inputs),
-        "outputs": list(outputs),
+        "inputs": list(method.inputs),
+        "outputs": list(method.outputs),
         "forms": forms,
         "activations": activations,
     }

@@ -52,7 +52,7 @@ def execute(
     with tempfile.TemporaryDirectory(prefix="edgesparse.") as folder:
         for i, call in enumerate(ordered):
             np.savez(Path(folder) / f"in{i}.npz", *call)
-        _run_child([str(path), method, folder, str(len(ordered))], path, timeout)
+        run_child(["run", str(path), method, folder, str(len(ordered))], path, timeout)
         names = metadata.outputs
         return [_outputs(Path(folder) / f"out{i}.npz", names) for i in range(len(ordered))]
 
@@ -101,7 +101,8 @@ def _checked(name: str, array: NDArray[Any], value: Mapping[str, Any]) -> NDArra
     return array
 
 
-def _run_child(arguments: list[str], path: Path, timeout: float) -> None:
+def run_child(arguments: list[str], path: Path, timeout: float) -> None:
+    """Run the child module; its end with an error, a signal or too late is a SourceError."""
     command = [sys.executable, "-m", CHILD, *arguments]
     try:
         done = subprocess.run(

@@ -80,10 +80,8 @@ def compress() -> Compress:
     return make
 
 
-@pytest.fixture(scope="session")
-def classics() -> CompressedModel:
-    """The bundled model at 50 % and 4 bits in groups of 128, its tied embedding at 4 bits."""
-    captured = es.load(CLASSICS)
+def compress_like_the_demo(captured: CapturedModel) -> CompressedModel:
+    """50 % and 4 bits in groups of 128 for linears, 4 bits for the embedding."""
     options: dict[str, dict[str, float]] = {}
     for tensor in captured.tensors:
         if tensor.kind == "embedding":
@@ -91,6 +89,16 @@ def classics() -> CompressedModel:
         elif tensor.kind == "linear":
             options[tensor.name] = {"bits": 4, "group_size": 128, "sparsity": 0.5}
     return compress_by_hand(captured, options)
+
+
+@pytest.fixture(scope="session")
+def compress_captured() -> Callable[[CapturedModel], CompressedModel]:
+    return compress_like_the_demo
+
+
+@pytest.fixture(scope="session")
+def classics() -> CompressedModel:
+    return compress_like_the_demo(es.load(CLASSICS))
 
 
 @pytest.fixture(scope="session")

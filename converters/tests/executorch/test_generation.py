@@ -1,0 +1,87 @@
+"""A tiny language model with its cache in the program: prefill, then token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from edgesparse_converters.executorch import EXPORTER
+from edgesparse_converters.executorch.assemble import build_reference
+from edgesparse_converters.executorch.generation import generate
+from edgesparse_converters.executorch.lowering import plan_uses
+from edgesparse_converters.executorch.program import read_program
+
+import edgesparse as es
+from edgesparse.errors import UsageError
+from edgesparse.exporting import Artifact, export
+from edgesparse.model import CapturedModel, CompressedModel
+
+CompressAll = Callable[[CapturedModel], CompressedModel]
+
+
+@pytest.fixture(scope="module")
+def tiny(
+    tmp_path_factory: pytest.TempPathFactory, compress_captured: CompressAll
+) -> CompressedModel:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        tie_word_embeddings=True, eos_token_id=0, bos_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return compress_captured(es.load(folder))
+
+
+@pytest.fixture(scope="module")
+def program(tiny: CompressedModel, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    path = tmp_path_factory.mktemp("program") / "tiny.pte"
+    return export(tiny, "executorch", path, context=24, prefill=4)
+
+
+PROMPT = (5, 17, 3, 60, 44, 9)
+
+
+def test_tokens_are_those_of_the_packed_model(tiny: CompressedModel, program: Artifact) -> None:
+    """The prompt is no multiple of the prefill: what fills it up must not be seen."""
+    made, logits = generate(program.path, PROMPT, tokens=16)
+    uses = plan_uses(tiny, tiny.captured.skeleton())
+    model = build_reference(tiny, uses, activations="int16")
+    with torch.no_grad():
+        sequence = torch.tensor([[*PROMPT, *made]])
+        rows = model(input_ids=sequence, use_cache=False).logits[0, len(PROMPT) - 1 : -1].numpy()
+    assert np.array_equal(made, rows.argmax(-1))
+    assert len(set(made.tolist())) > 3  # a loop of one token would prove little
+    assert np.linalg.norm(logits - rows) < 1e-3 * np.linalg.norm(rows)
+
+
+def test_generation_starts_anew_every_time(program: Artifact) -> None:
+    first, _ = generate(program.path, PROMPT, tokens=5)
+    assert np.array_equal(first, generate(program.path, PROMPT, tokens=5)[0])
+
+
+def test_methods_share_the_weights(tiny: CompressedModel, program: Artifact) -> None:
+    parsed = read_program(program.path)
+    assert {"forward", "prefill", "get_max_context_len", "use_kv_cache"} <= set(parsed.methods)
+    packed = sum(tensor.nbytes for tensor in tiny.packed.values())
+    assert parsed.constants_nbytes < 1.2 * packed
+    assert EXPORTER.inspect(program.path)["methods"]["prefill"]["inputs"][0]["shape"] == [1, 4]
+
+
+def test_more_tokens_than_context(program: Artifact) -> None:
+    with pytest.raises(UsageError, match="has room for 1 to 24"):
+        generate(program.path, PROMPT, tokens=20)
+    with pytest.raises(UsageError, match="0 tokens of prompt"):
+        generate(program.path, (), tokens=2)
+
+
+def test_lengths_out_of_range(tiny: CompressedModel, tmp_path: Path) -> None:
+    for context, prefill in ((0, 1), (8, 9), (65, 4)):
+        with pytest.raises(UsageError, match="expected 1 <= prefill <= context <= 64"):
+            export(tiny, "executorch", tmp_path / "a.pte", context=context, prefill=prefill)
