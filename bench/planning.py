@@ -31,17 +31,20 @@ from edgesparse.runtime.score import Tally
 from edgesparse.runtime.text import read_text, token_windows
 
 BUDGETS = ("40MB", "20MB", "14MB", "11MB", "8MB")
-EMBEDDINGS = es.Rule(kind=TensorKind.EMBEDDING, bits=8, group_size=32, quantizer="rtn")
 
 
 def uniform_recipes(method: str) -> Iterator[tuple[str, es.Recipe]]:
-    for bits, group_size in ((8, 128), (4, 32), (4, 128), (3, 32), (3, 128), (2, 32), (2, 128)):
-        rule = es.Rule(bits=bits, group_size=group_size)
-        yield f"dense {bits}-bit g{group_size}", es.Recipe((EMBEDDINGS, rule))
-    for text in ("unstructured", "2:4"):
-        pattern = es.Pattern.parse(text, sparsity=0.5)
-        rule = es.Rule(bits=4, group_size=128, pattern=pattern, method=method)
-        yield f"50 % {text} + 4-bit g128", es.Recipe((EMBEDDINGS, rule))
+    for embedding in (8, 4):
+        first = es.Rule(kind=TensorKind.EMBEDDING, bits=embedding, group_size=32, quantizer="rtn")
+        for bits, group_size in ((8, 128), (4, 32), (4, 128), (3, 32), (3, 128), (2, 32), (2, 128)):
+            rule = es.Rule(bits=bits, group_size=group_size)
+            name = f"dense {bits}-bit g{group_size}, {embedding}-bit embedding"
+            yield name, es.Recipe((first, rule))
+        for text in ("unstructured", "2:4"):
+            pattern = es.Pattern.parse(text, sparsity=0.5)
+            rule = es.Rule(bits=4, group_size=128, pattern=pattern, method=method)
+            name = f"50 % {text} + 4-bit g128, {embedding}-bit embedding"
+            yield name, es.Recipe((first, rule))
 
 
 class Bench:

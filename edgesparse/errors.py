@@ -59,9 +59,14 @@ class CalibrationError(EdgesparseError):
 
 
 class BudgetExceeded(EdgesparseError):
-    """The budget cannot be met, or the written file broke it."""
+    """The budget cannot be met, or the written file broke it.
+
+    Attributes:
+        smallest_nbytes: What could be reached under the limit that was broken, where known.
+    """
 
     exit_code = 3
+    smallest_nbytes: int | None = None
 
 
 class ExportError(EdgesparseError):

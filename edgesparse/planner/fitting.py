@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse.budget import Budget
+from edgesparse.errors import UsageError
 from edgesparse.model import CapturedModel, TensorInfo
 from edgesparse.planner.allocate import Limit, allocate
 from edgesparse.planner.candidates import Candidate, candidates
@@ -90,8 +91,15 @@ class Fit:
             fixed = self._real_fixed_nbytes(limit, entries, cheapest)
             limits.append(replace(limit, fixed_nbytes=fixed))
         if self.budget.peak is not None:
+            terms = fixed_terms(self.captured, self.target)
+            if terms is None:
+                raise UsageError(
+                    f"{self.captured.name}: its peak memory cannot be predicted, because its "
+                    "forward pass cannot be traced without weights or nothing is known of the "
+                    f"target's memory ({self.target}); leave peak out of the budget"
+                )
             costs = [np.array([held_nbytes(c.entry, self.target) for c in of]) for of in options]
-            fixed = sum(term.nbytes for term in fixed_terms(self.captured, self.target))
+            fixed = sum(term.nbytes for term in terms)
             limits.append(Limit("peak", self.budget.peak, costs, fixed))
         return limits
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgesparse.errors import UsageError
 from edgesparse.model import DTYPE_NBYTES, CapturedModel
 from edgesparse.planner.types import MemoryTerm, TensorPlan
 
@@ -46,11 +45,6 @@ RUNTIMES: dict[str | None, Runtime] = {
 }
 
 
-def has_memory_model(target: str | None) -> bool:
-    """Whether the peak memory of a target can be predicted."""
-    return target in RUNTIMES
-
-
 def held_nbytes(entry: TensorPlan, target: str | None) -> int:
     """Return the bytes one tensor takes in the target's runtime."""
     runtime, tensor = RUNTIMES[target], entry.tensor
@@ -63,30 +57,29 @@ def held_nbytes(entry: TensorPlan, target: str | None) -> int:
 def memory_terms(
     captured: CapturedModel, entries: Sequence[TensorPlan], target: str | None
 ) -> tuple[MemoryTerm, ...]:
-    """Return every part of the predicted peak memory."""
+    """Return every part of the predicted peak memory; () when it cannot be predicted."""
+    fixed = fixed_terms(captured, target)
+    if fixed is None:
+        return ()
     weights = MemoryTerm(
         name="weights",
         nbytes=sum(held_nbytes(entry, target) for entry in entries),
         basis=f"as {target or 'the packed runtime'} holds them",
     )
-    return (weights, *fixed_terms(captured, target))
+    return (weights, *fixed)
 
 
-def fixed_terms(captured: CapturedModel, target: str | None) -> tuple[MemoryTerm, ...]:
+def fixed_terms(captured: CapturedModel, target: str | None) -> tuple[MemoryTerm, ...] | None:
     """Return the parts that no plan changes.
 
-    Raises:
-        UsageError: The model cannot run on shapes alone, so nobody can say what it needs.
+    None when nothing is known of the target's memory, or the model cannot run on shapes alone.
     """
     from edgesparse.planner.activations import peak_activation_nbytes
 
-    runtime = RUNTIMES[target]
-    activations = peak_activation_nbytes(captured)
-    if activations is None:
-        raise UsageError(
-            f"{captured.name}: the forward pass cannot be traced without weights, so its peak "
-            "memory cannot be predicted; leave peak out of the budget"
-        )
+    runtime = RUNTIMES.get(target)
+    activations = peak_activation_nbytes(captured) if runtime else None
+    if runtime is None or activations is None:
+        return None
     terms = [
         MemoryTerm(
             name="activations",

@@ -16,7 +16,7 @@ from edgesparse.pattern import DENSE
 from edgesparse.planner.candidates import expected_loss, plan_tensor
 from edgesparse.planner.default import default_recipe
 from edgesparse.planner.fitting import Fit, Ruled
-from edgesparse.planner.peak import has_memory_model, memory_terms
+from edgesparse.planner.peak import memory_terms
 from edgesparse.planner.predict import artifact_prediction, weights_nbytes
 from edgesparse.planner.rates import Sensitivity
 from edgesparse.planner.types import MemoryTerm, Plan, TensorPlan
@@ -39,7 +39,7 @@ def plan(
         budget: Limits; what the recipe leaves open is chosen to keep them.
         target: Exporter whose file and runtime the budget is about; None for the packed model.
         sensitivity: How much the model minds errors in each tensor, from
-            ``planner.sensitivity.measure_sensitivity``; None takes all weights as alike.
+            ``measure_sensitivity``; None takes all weights as alike.
 
     Raises:
         BudgetExceeded: No choice keeps the budget; says what could be reached.
@@ -74,7 +74,7 @@ def _check_names(recipe: Recipe, target: str | None) -> None:
             PRUNERS.get(rule.method)
         if rule.quantizer not in QUANTIZERS:
             QUANTIZERS.get(rule.quantizer)
-    if target is not None and not has_memory_model(target):
+    if target is not None:
         from edgesparse.exporting import EXPORTERS
 
         if target not in EXPORTERS:
@@ -101,7 +101,7 @@ def _finish(
 ) -> Plan:
     """Return the plan of these entries, with everything predicted about it."""
     memory: tuple[MemoryTerm, ...] = ()
-    if budget.peak is not None or (target is not None and has_memory_model(target)):
+    if budget.peak is not None or target is not None:
         memory = memory_terms(captured, entries, target)
     weights = 1 if sensitivity else max(1, captured.num_parameters)
     return Plan(

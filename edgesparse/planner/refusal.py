@@ -44,7 +44,9 @@ def refusal(limit: Limit, smallest: Smallest, *, target: str | None) -> BudgetEx
     ]
     if limit.fixed_nbytes > limit.nbytes:
         lines.insert(1, f"{format_size(limit.fixed_nbytes)} of it are no weights at all")
-    return BudgetExceeded("\n  ".join(lines))
+    error = BudgetExceeded("\n  ".join(lines))
+    error.smallest_nbytes = limit.smallest_nbytes
+    return error
 
 
 def contradiction(first: Limit, second: Limit) -> BudgetExceeded:
