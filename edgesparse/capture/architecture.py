@@ -60,9 +60,8 @@ class Architecture:
             SourceError: The class cannot be built from this configuration.
         """
         try:
-            config = self.cls.config_class.from_dict(copy.deepcopy(dict(self.config)))
-            with torch.device(device), _offline(), _parameters_on_meta(self.max_parameters):
-                model: nn.Module = self.cls(config)
+            with offline(), torch.device(device), _parameters_on_meta(self.max_parameters):
+                model: nn.Module = self.cls(self.new_config())
         except SourceError:
             raise
         except Exception as error:  # a class may fail on a wrong configuration in any way
@@ -72,6 +71,10 @@ class Architecture:
             ) from error
         transposed = conform(model)
         return model.eval().requires_grad_(False), transposed
+
+    def new_config(self) -> Any:
+        """Return a fresh configuration object; to be called within ``offline``."""
+        return self.cls.config_class.from_dict(copy.deepcopy(dict(self.config)))
 
 
 def read_architecture(directory: Path, *, max_parameters: int) -> Architecture:
@@ -151,8 +154,8 @@ def _harmless(value: Any) -> Any:
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
-    """Let nothing be fetched: a configuration may name a backbone by its repository."""
+def offline() -> Iterator[None]:
+    """Let nothing be fetched meanwhile: a configuration may name a backbone by its repository."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

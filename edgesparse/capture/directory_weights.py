@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from edgesparse.capture.architecture import Architecture
+from edgesparse.capture.architecture import Architecture, offline
 from edgesparse.capture.checkpoint import Checkpoint
 from edgesparse.capture.describe import describe
 from edgesparse.errors import SourceError
@@ -89,15 +88,16 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
     def _converted(self) -> Mapping[str, torch.Tensor]:
         """All tensors as transformers converts them from the names in the files."""
         cls = self._architecture.cls
-        config = cls.config_class.from_dict(copy.deepcopy(dict(self._architecture.config)))
+        dtypes = list(self.dtypes.values())
         try:
-            model, report = cls.from_pretrained(
-                None,
-                config=config,
-                state_dict=dict(self._checkpoint),
-                dtype=max(self.dtypes.values(), key=list(self.dtypes.values()).count),
-                output_loading_info=True,
-            )
+            with offline():
+                model, report = cls.from_pretrained(
+                    None,
+                    config=self._architecture.new_config(),
+                    state_dict=dict(self._checkpoint),
+                    dtype=max(dtypes, key=dtypes.count),
+                    output_loading_info=True,
+                )
         except Exception as error:  # transformers reports damage with many exception types
             raise SourceError(
                 f"{self._checkpoint.directory}: the weights do not fit config.json: {error}"
