@@ -52,4 +52,8 @@ def _array(value: object) -> NDArray[Any]:
 
 
 if __name__ == "__main__":
-    {"run": run, "generate": generate}[sys.argv[1]](*sys.argv[2:])
+    arguments = sys.argv[2:]
+    if sys.argv[1] == "run":
+        run(*arguments)
+    else:
+        generate(*arguments)

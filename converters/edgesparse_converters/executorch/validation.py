@@ -1,11 +1,7 @@
 """The proof: weights read back from the file, and the file executed against the packed model.
 
-The reference is the packed model in torch with the activation arithmetic of each form. What is
-left to differ is the order of float additions, 1e-6; but an activation that lies on the edge
-between two 8-bit codes may then be rounded the other way, and everything after it differs by as
-much as the rounding itself, 1 %. So rows (along the last dimension) are judged one by one: those
-that no such tie has reached must agree closely, and there must be some; over all rows the error
-must not exceed the distance that 8-bit activations make anyway, which is measured beside it.
+A program with one method is run on random inputs; one with a cache generates, prompt and all, and
+each row of logits is compared with that of the whole sequence in torch.
 """
 
 from __future__ import annotations
@@ -21,22 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgesparse.errors import SourceError
-from edgesparse.exporting import OutputCheck, Verdict
+from edgesparse.exporting import Verdict
 from edgesparse.runtime.modules import build_decoded
 from edgesparse_converters.executorch.assemble import build_reference
 from edgesparse_converters.executorch.function import Function, function_of
+from edgesparse_converters.executorch.generation import context_of, generate
 from edgesparse_converters.executorch.lowering import Form, Use
 from edgesparse_converters.executorch.metadata import read_metadata
 from edgesparse_converters.executorch.program import Program, read_program
 from edgesparse_converters.executorch.readback import check_layers
+from edgesparse_converters.executorch.rows import compare_rows
 from edgesparse_converters.executorch.session import DTYPES, execute
 
 if TYPE_CHECKING:
     from edgesparse.model import CompressedModel
 
-TOLERANCE = 1e-3
-# Two roundings that went different ways are twice as far apart as one is from the exact value.
-NOISE_FACTOR = 2.0
+Arrays = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
 def validate(
@@ -64,87 +60,68 @@ def validate(
     if metadata.forms is None:
         raise SourceError(f"{path}: edgesparse did not write it, so there is nothing to compare")
     uses = _uses(compressed, metadata.forms)
-    layers = check_layers(program, "forward", uses, compressed.packed)
-    drawn = inputs or draw_inputs(program, compressed, calls=calls, seed=seed)
-    results = execute(path, drawn)
-    references = _run(
-        compressed, build_reference(compressed, uses, activations=metadata.activations), drawn
+    layers = [
+        check
+        for method in ("forward", "prefill")
+        if method in program.methods
+        for check in check_layers(program, method, uses, compressed.packed)
+    ]
+    models = (
+        build_reference(compressed, uses, activations=metadata.activations),
+        build_decoded(compressed),
     )
-    exact = _run(compressed, build_decoded(compressed), drawn)
-    outputs: list[OutputCheck] = []
-    notes: list[str] = [f"{len(drawn)} inputs, {'given' if inputs else f'random, seed {seed}'}"]
-    for i, name in enumerate(metadata.outputs):
-        checks, note = compare_rows(
-            name,
-            np.stack([result[name] for result in results]),
-            np.stack([reference[i] for reference in references]),
-            np.stack([value[i] for value in exact]),
-        )
-        outputs.extend(checks)
-        notes.append(note)
+    if "prefill" in program.methods:
+        compared, note = _generated(program, compressed, models, seed=seed)
+    else:
+        drawn = inputs or draw_inputs(program, compressed, calls=calls, seed=seed)
+        compared = _executed(path, compressed, models, drawn)
+        note = f"{len(drawn)} inputs, {'given' if inputs else f'random, seed {seed}'}"
+    judged = [compare_rows(name, *arrays) for name, arrays in compared.items()]
     return Verdict(
         path=path,
         target="executorch",
-        layers=layers,
-        outputs=tuple(outputs),
+        layers=tuple(layers),
+        outputs=tuple(check for checks, _ in judged for check in checks),
         runtime=f"executorch {version('executorch')}",
-        notes=tuple(notes),
+        notes=(note, *(said for _, said in judged)),
     )
 
 
-def compare_rows(
-    name: str,
-    found: NDArray[np.float32],
-    reference: NDArray[np.float32],
-    exact: NDArray[np.float32],
-) -> tuple[list[OutputCheck], str]:
-    """Return the checks of one output, and what to say about it.
-
-    Args:
-        name: Name of the output.
-        found: What the runtime computed, ``[calls, ..., K]``.
-        reference: The packed model with the same activation arithmetic.
-        exact: The packed model with float32 activations.
-    """
-    if found.shape != reference.shape or not np.all(np.isfinite(found)):
-        bad = OutputCheck(
-            name=name, max_abs_error=np.inf, relative_error=np.inf, tolerance=TOLERANCE
+def _executed(
+    path: Path,
+    compressed: CompressedModel,
+    models: Sequence[torch.nn.Module],
+    inputs: Sequence[Mapping[str, NDArray[Any]]],
+) -> dict[str, Arrays]:
+    """Return (runtime, reference, exact) of every output, the calls stacked."""
+    results = execute(path, inputs)
+    reference, exact = (_run(compressed, model, inputs) for model in models)
+    return {
+        name: (
+            np.stack([result[name] for result in results]),
+            np.stack([outputs[i] for outputs in reference]),
+            np.stack([outputs[i] for outputs in exact]),
         )
-        return [bad], f"{name}: shape {found.shape}, expected {reference.shape} and finite values"
-    width = reference.shape[-1] if reference.ndim > 1 else 1
-    rows = [array.reshape(-1, width).astype(np.float64) for array in (found, reference, exact)]
-    errors = _relative(rows[0], rows[1], axis=1)
-    same = errors <= TOLERANCE
-    if not same.any():
-        same = errors == errors.min()
-    noise = float(_relative(rows[1], rows[2]))
-    checks = [
-        _check(name, rows[0][same], rows[1][same], TOLERANCE),
-        _check(f"{name}, all rows", rows[0], rows[1], max(TOLERANCE, NOISE_FACTOR * noise)),
-    ]
-    return checks, (
-        f"{name}: {int(same.sum())} of {len(same)} rows untouched by a rounding tie; the packed "
-        f"model with these activations is {noise:.1e} from itself with float32 activations, the "
-        f"file {float(_relative(rows[0], rows[2])):.1e}"
-    )
+        for i, name in enumerate(results[0])
+    }
 
 
-def _check(
-    name: str, found: NDArray[np.float64], reference: NDArray[np.float64], tolerance: float
-) -> OutputCheck:
-    return OutputCheck(
-        name=name,
-        max_abs_error=float(np.abs(found - reference).max(initial=0.0)),
-        relative_error=float(_relative(found, reference)),
-        tolerance=tolerance,
-    )
-
-
-def _relative(
-    found: NDArray[np.float64], reference: NDArray[np.float64], axis: int | None = None
-) -> NDArray[np.float64]:
-    norm = np.linalg.norm(reference, axis=axis)
-    return np.asarray(np.linalg.norm(found - reference, axis=axis) / np.where(norm > 0, norm, 1.0))
+def _generated(
+    program: Program, compressed: CompressedModel, models: Sequence[torch.nn.Module], *, seed: int
+) -> tuple[dict[str, Arrays], str]:
+    """Return (runtime, reference, exact) of the logits of greedy generation."""
+    context, vocabulary = context_of(program), _integer_limit(compressed, None)
+    length = max(1, min(11, context // 2))
+    prompt = np.random.default_rng(seed).integers(0, vocabulary, length).tolist()
+    made, logits = generate(program.path, prompt, tokens=min(16, context - length + 1))
+    sequence = torch.tensor([[*prompt, *made[:-1]]])
+    with torch.no_grad():
+        reference, exact = (
+            model(input_ids=sequence, use_cache=False).logits[0, length - 1 :].numpy()
+            for model in models
+        )
+    note = f"{len(made)} tokens after a random prompt of {length}, seed {seed}"
+    return {"logits": (logits, reference, exact)}, note
 
 
 def draw_inputs(

@@ -16,7 +16,7 @@ from edgesparse_converters.executorch.program import read_program
 
 import edgesparse as es
 from edgesparse.errors import UsageError
-from edgesparse.exporting import Artifact, export
+from edgesparse.exporting import Artifact, export, validate
 from edgesparse.model import CapturedModel, CompressedModel
 
 CompressAll = Callable[[CapturedModel], CompressedModel]
@@ -85,3 +85,10 @@ def test_lengths_out_of_range(tiny: CompressedModel, tmp_path: Path) -> None:
     for context, prefill in ((0, 1), (8, 9), (65, 4)):
         with pytest.raises(UsageError, match="expected 1 <= prefill <= context <= 64"):
             export(tiny, "executorch", tmp_path / "a.pte", context=context, prefill=prefill)
+
+
+def test_validate_generates(tiny: CompressedModel, program: Artifact) -> None:
+    verdict = validate(program, tiny)
+    assert verdict.ok, verdict
+    assert len(verdict.layers) == 2 * (2 * 7 + 2)  # both methods: seven linears a layer, tied twice
+    assert "16 tokens after a random prompt of 11" in verdict.notes[0]
