@@ -16,6 +16,7 @@ VERBS = {
     "generate": "edgesparse.cli.generate:generate",
     "export": "edgesparse.cli.export:export",
     "validate": "edgesparse.cli.validate:validate",
+    "report": "edgesparse.cli.report:report",
     "device": "edgesparse_device.cli:device",
     "demo": "edgesparse.cli.demo:demo",
 }

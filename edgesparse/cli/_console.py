@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,17 +31,24 @@ class Verbosity:
         quiet: Errors only.
         verbose: Log lines of the library too.
         debug: Tracebacks and warnings too.
+        arguments: The words of the command line, for what remembers how it was made.
     """
 
     quiet: bool = False
     verbose: bool = False
     debug: bool = False
+    arguments: tuple[str, ...] = ()
 
 
 def verbosity() -> Verbosity:
     """Return the settings of the command line being run."""
     found = click.get_current_context().find_object(Verbosity)
     return found if found is not None else Verbosity()
+
+
+def command_line() -> str:
+    """Return the command being run, as it could be typed again."""
+    return shlex.join(("edgesparse", *verbosity().arguments))
 
 
 def configure_logging(settings: Verbosity) -> None:

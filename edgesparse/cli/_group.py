@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -66,19 +66,20 @@ class VerbGroup(click.Group):
             raise click.UsageError(f"no command {args[0]!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
-    def main(self, *args: Any, **options: Any) -> NoReturn:
+    def main(self, args: Sequence[str] | None = None, **options: Any) -> NoReturn:  # type: ignore[override]
         """Run a command line and exit with its code; no failure prints a traceback."""
         options["standalone_mode"] = False
-        verbosity = Verbosity()
+        args = list(sys.argv[1:] if args is None else args)
+        verbosity = Verbosity(arguments=tuple(args))
         with warnings.catch_warnings(), _termination():
             # Libraries warn about their own internals; `--debug` shows those too.
             warnings.simplefilter("ignore")
             sys.exit(self._run(verbosity, args, options))
 
-    def _run(self, verbosity: Verbosity, args: Any, options: dict[str, Any]) -> int:
+    def _run(self, verbosity: Verbosity, args: list[str], options: dict[str, Any]) -> int:
         try:
             configure_logging(verbosity)
-            code = super().main(*args, obj=verbosity, **options)
+            code = super().main(args, obj=verbosity, **options)
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             return error.exit_code

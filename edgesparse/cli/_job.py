@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesparse.cli._calibration import Data
-from edgesparse.cli._console import Step, remark, show, verbosity, working
+from edgesparse.cli._console import Step, command_line, remark, show, verbosity, working
 
 if TYPE_CHECKING:
     from edgesparse.compression import Progress
@@ -36,6 +36,7 @@ def carry_out(
 
     with working("compressing") as step:
         compressed = compress(captured, plan, data.calibration, progress=_each(step), **solver)
+    compressed = _with_metadata(compressed, command=command_line())
     if not compare:
         return compressed, None
     with working("the equal-byte dense alternative") as step:
@@ -43,8 +44,11 @@ def carry_out(
             captured, plan, data.calibration, progress=_each(step), **solver
         )
     comparison = _measure(captured, compressed, alternative, data)
-    metadata = {**compressed.metadata, "evaluation": comparison.to_json()}
-    return replace(compressed, metadata=metadata), comparison
+    return _with_metadata(compressed, evaluation=comparison.to_json()), comparison
+
+
+def _with_metadata(compressed: CompressedModel, **values: Any) -> CompressedModel:
+    return replace(compressed, metadata={**compressed.metadata, **values})
 
 
 def _each(step: Step) -> Callable[[Progress], None]:

@@ -77,10 +77,12 @@ def compress(
     from edgesparse.planner import plan as make_plan
     from edgesparse.store.atomic import refuse_existing
     from edgesparse.store.saving import is_compressed_model
+    from edgesparse.store.space import require_space
 
     refuse_existing(output, force=force, replaceable=is_compressed_model)
     captured = load(model)
     plan = make_plan(captured, recipe, budget=budget, target=target)
+    require_space(output, plan.nbytes)
     data = _calibration.choose(
         captured, calibration, text, windows=windows, window=window, seed=seed
     )

@@ -11,7 +11,7 @@ from rich.text import Text
 from edgesparse.budget import format_size
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.planner.types import Plan
-from edgesparse.report.comparison import Comparison
+from edgesparse.report.comparison import Comparison, Measured
 from edgesparse.report.words import (
     NOTHING,
     architecture,
@@ -53,30 +53,37 @@ def columns(*headers: str, left: int = 1) -> Table:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return dense, this plan and its equal-byte alternative, the better of the two marked."""
-    is_text = comparison.dense.evaluation.perplexity is not None
-    measures = ("perplexity", "× dense", "KL", "top-1") if is_text else ("output error", "cosine")
-    table = columns("", "bytes", "bits/weight", *measures, "")
+    table = columns("", *comparison_headers(comparison), "")
     better = comparison.better
     for measured in comparison.rows:
         mark = "← closer" if measured is better else ""
         table.add_row(
             measured.label,
-            *_evaluation_cells(measured.evaluation, is_dense=measured is comparison.dense),
+            *comparison_cells(comparison, measured),
             Text(mark, style="green"),
         )
     return table
 
 
-def _evaluation_cells(evaluation: Evaluation, *, is_dense: bool = False) -> list[str]:
-    cells = [format_size(evaluation.nbytes), number(evaluation.bits_per_weight, 2)]
-    if evaluation.perplexity is None:
-        errors = (evaluation.output_error, evaluation.cosine)
+def comparison_headers(comparison: Comparison) -> tuple[str, ...]:
+    """Return what each column of a comparison is."""
+    if comparison.dense.evaluation.perplexity is None:
+        return "bytes", "bits/weight", "output error", "cosine"
+    return "bytes", "bits/weight", "perplexity", "× dense", "KL", "top-1"
+
+
+def comparison_cells(comparison: Comparison, measured: Measured) -> list[str]:
+    """Return one row of a comparison; the dense model has no distance to itself."""
+    found, is_dense = measured.evaluation, measured is comparison.dense
+    cells = [format_size(found.nbytes), number(found.bits_per_weight, 2)]
+    if comparison.dense.evaluation.perplexity is None:
+        errors = (found.output_error, found.cosine)
         return [*cells, *(NOTHING if is_dense else number(value, 4) for value in errors)]
-    distances = (number(evaluation.kl), percent(evaluation.top1_agreement))
+    distances = (number(found.kl), percent(found.top1_agreement))
     return [
         *cells,
-        number(evaluation.perplexity, 2),
-        number(evaluation.ratio),
+        number(found.perplexity, 2),
+        number(found.ratio),
         *((NOTHING, NOTHING) if is_dense else distances),
     ]
 
