@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,18 +64,35 @@ class Fit:
         for limit in limits:
             if limit.smallest_nbytes > limit.nbytes:
                 raise refusal(limit, self._smallest(limit, options), target=self.target)
-        for _ in range(_ROUNDS):
-            choice = allocate([_losses(of) for of in options], *limits)
-            if choice is None:
-                break
-            entries = [of[i].entry for of, i in zip(options, choice, strict=True)]
-            real = self._real_fixed_nbytes(limits[0], entries, choice)
-            if real <= limits[0].fixed_nbytes:
-                return entries
-            limits[0] = replace(limits[0], fixed_nbytes=real)
+        if best := self._settle(options, limits):
+            return best
         if len(limits) > 1:
             raise contradiction(*limits)
         raise refusal(limits[0], self._smallest(limits[0], options), target=self.target)
+
+    def _settle(
+        self, options: Sequence[Sequence[Candidate]], limits: list[Limit]
+    ) -> list[TensorPlan] | None:
+        """Solve until the header of the choice is the header it was solved with.
+
+        A header grows with the number of buffers, so the first, of the smallest choice, is the
+        longest: each further round may spend what it leaves.
+        """
+        best = None
+        losses = [_losses(of) for of in options]
+        for _ in range(_ROUNDS):
+            choice = allocate(losses, *limits)
+            if choice is None:
+                break
+            entries = [of[i].entry for of, i in zip(options, choice, strict=True)]
+            real = self._real_fixed_nbytes(limits[0], entries)
+            fits = replace(limits[0], fixed_nbytes=real).holds(choice)
+            if fits:
+                best = entries
+            if real == limits[0].fixed_nbytes or (best is not None and not fits):
+                break
+            limits[0] = replace(limits[0], fixed_nbytes=real)
+        return best
 
     def _options(self, ruled: Ruled) -> list[list[Candidate]]:
         return [candidates(tensor, rule, self.sensitivity) for tensor, rule in ruled]
@@ -83,12 +101,11 @@ class Fit:
         """Return the limits that are set, the file first: it is the one solved exactly."""
         limits = []
         if self.budget.file is not None:
-            empty = self.predict_file([])
-            costs = [np.array([self._file_cost(c.entry, empty) for c in of]) for of in options]
+            costs = [np.array([self._file_cost(c.entry) for c in of]) for of in options]
             cheapest = [int(of.argmin()) for of in costs]
             limit = Limit("file", self.budget.file, costs, 0)
             entries = [of[i].entry for of, i in zip(options, cheapest, strict=True)]
-            fixed = self._real_fixed_nbytes(limit, entries, cheapest)
+            fixed = self._real_fixed_nbytes(limit, entries)
             limits.append(replace(limit, fixed_nbytes=fixed))
         if self.budget.peak is not None:
             terms = fixed_terms(self.captured, self.target)
@@ -103,27 +120,28 @@ class Fit:
             limits.append(Limit("peak", self.budget.peak, costs, fixed))
         return limits
 
-    def _file_cost(self, entry: TensorPlan, empty: int) -> int:
-        """Return what one entry adds to the file."""
-        nbytes = entry.nbytes if self.target is None else self.predict_file([entry]) - empty
-        rule = entry.rule
+    def _part_nbytes(self, entry: TensorPlan) -> int:
+        """Return what one entry adds to the file: its bytes, and its lines in a header."""
+        return self.predict_file([entry]) - self._empty_nbytes
+
+    @cached_property
+    def _empty_nbytes(self) -> int:
+        """Bytes of a file without tensors."""
+        return self.predict_file([])
+
+    def _file_cost(self, entry: TensorPlan) -> int:
+        """Return what one entry counts: a mask nobody has seen yet may take a little more."""
+        nbytes, rule = self._part_nbytes(entry), entry.rule
         random = rule is not None and not rule.pattern.is_dense and rule.pattern.n_of_m is None
         if rule is not None and random and "sparsity" in rule.adjustable:
             nbytes += round(_MASK_SLACK * nbytes)
         return nbytes
 
-    def _real_fixed_nbytes(
-        self, limit: Limit, entries: Sequence[TensorPlan], choice: Sequence[int]
-    ) -> int:
-        """Return what the whole takes beyond the sum of its parts' costs, at least 0."""
+    def _real_fixed_nbytes(self, limit: Limit, entries: Sequence[TensorPlan]) -> int:
+        """Return what the whole takes beyond the sum of its parts, which alignment may lessen."""
         if limit.name != "file":
             return limit.fixed_nbytes
-        empty = self.predict_file([])
-        parts = sum(
-            entry.nbytes if self.target is None else self.predict_file([entry]) - empty
-            for entry in entries
-        )
-        return max(0, self.predict_file(entries) - parts)
+        return self.predict_file(entries) - sum(map(self._part_nbytes, entries))
 
     def _smallest(self, limit: Limit, options: Sequence[Sequence[Candidate]]) -> Smallest:
         """Return the smallest plan there is, and the size without the recipe's constraints."""
