@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -240,7 +241,7 @@ def export(
         **options: Handed whole to the exporter.
 
     Raises:
-        UsageError: No path, or a target that cannot be inferred.
+        UsageError: No path, a target that cannot be inferred, or an option it does not have.
         MissingDependency: The target's tools are not installed.
         Unsupported: A format or operator the target has no form for.
         OutputExists: ``path`` exists and ``force`` is not set.
@@ -252,6 +253,7 @@ def export(
     target = check_output(target, path, force=force)
     exporter = EXPORTERS.get(target)
     _refuse_unknown_formats(compressed, target, exporter)
+    _refuse_unknown_options(target, exporter.export, options)
     limits = budget or (compressed.plan.budget if compressed.plan.target == target else Budget())
     with _replacing(path) as temporary:
         written = exporter.export(compressed, temporary, **options)
@@ -411,6 +413,23 @@ def _refuse_unknown_formats(compressed: CompressedModel, target: str, exporter: 
             + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
             + f"; it holds {known}: compress these layers to one of them"
         )
+
+
+def _refuse_unknown_options(
+    target: str, function: Callable[..., Any], options: Mapping[str, Any]
+) -> None:
+    """Refuse options the exporter does not name; one that takes any checks them itself."""
+    known = signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    named = [name for name, p in known.items() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in named:
+            near = difflib.get_close_matches(name, named, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(
+                f"{target} has no option {name!r}; known: {', '.join(named) or 'none'}{hint}"
+            )
 
 
 def _broken_limits(artifact: Artifact, limits: Budget) -> list[str]:

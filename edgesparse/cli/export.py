@@ -19,6 +19,10 @@ from edgesparse.cli._options import budget_option, common, force_option, source_
 @budget_option
 @force_option
 @click.option("--keep", is_flag=True, help="Keep a file that breaks the budget; still exits 3.")
+@click.option(
+    "-O", "--option", "options", multiple=True, metavar="KEY=VALUE",
+    help="An option of the target's own, such as lowering=xnnpack; see its README.",
+)  # fmt: skip
 @source_option
 @common
 def export(
@@ -28,6 +32,7 @@ def export(
     budget: Budget | None,
     force: bool,
     keep: bool,
+    options: tuple[str, ...],
     source: str | None,
     as_json: bool,
 ) -> None:
@@ -40,9 +45,10 @@ def export(
     from edgesparse.exporting import export as write
 
     check_output(target, output, force=force)
+    own = dict(_key_and_value(option) for option in options)
     compressed = open_compressed(model, source)
     with working(f"exporting {output.name}"):
-        artifact = write(compressed, target, output, budget=budget, force=force, keep=keep)
+        artifact = write(compressed, target, output, budget=budget, force=force, keep=keep, **own)
     if as_json:
         show_json(artifact.to_json())
         return
@@ -50,3 +56,13 @@ def export(
 
     show(*artifact_lines(artifact))
     show(f"prove it with: edgesparse validate {artifact.path} --against {model}")
+
+
+def _key_and_value(text: str) -> tuple[str, bool | int | str]:
+    """Read ``key=value``: whole numbers and true or false as such, anything else as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise click.BadParameter(f"{text!r}: expected KEY=VALUE", param_hint="--option")
+    if value in ("true", "false"):
+        return key, value == "true"
+    return key, int(value) if value.lstrip("-").isdigit() else value

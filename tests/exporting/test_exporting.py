@@ -52,7 +52,7 @@ class Toy:
     extra = "toy"
     fails: BaseException | None = None
 
-    def export(self, compressed: CompressedModel, path: Path, **options: Any) -> Artifact:
+    def export(self, compressed: CompressedModel, path: Path, *, colour: str = "") -> Artifact:
         path.write_bytes(bytes(NBYTES))
         if self.fails is not None:
             raise self.fails
@@ -196,6 +196,14 @@ def test_a_missing_package_names_the_extra(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(MissingDependency, match=r"pip install 'edgesparse\[toy\]'"):
         export(model(), path=tmp_path / "a.toy")
     assert files(tmp_path) == []
+
+
+def test_an_option_the_target_does_not_have_is_answered_with_the_nearest(
+    toy: Toy, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no option 'color'; known: colour; did you mean 'colour'"):
+        export(model(), path=tmp_path / "a.toy", color="red")
+    export(model(), path=tmp_path / "a.toy", colour="red")
 
 
 def test_validating_nothing_is_no_proof(toy: Toy, tmp_path: Path) -> None:
