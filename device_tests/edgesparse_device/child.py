@@ -106,17 +106,19 @@ def preload(target: str) -> None:
 def _program(job: argparse.Namespace, inputs: Arrays) -> Callable[[], Call]:
     """Return what loads a ``.pte``."""
     import torch
-    from edgesparse_converters.executorch.loading import load_method
+    from edgesparse_converters.executorch.loading import load_program, register_kernels
     from edgesparse_converters.executorch.program import read_program
 
     try:
-        read_program(job.model)  # whatever is damaged on the surface is told apart from the rest
+        register_kernels(read_program(job.model).operators)
     except EdgesparseError as error:
         raise Failure(outcome.PROGRAM, error) from None
     tensors = [torch.from_numpy(array.copy()) for array in inputs]
 
     def load() -> Call:
-        method = load_method(job.model, "forward")
+        method = load_program(job.model).load_method("forward")
+        if method is None:
+            raise Failure(outcome.METHOD, "there is no method forward")
         return lambda: [_array(value) for value in method.execute(tensors)]
 
     return load
