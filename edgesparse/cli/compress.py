@@ -86,6 +86,9 @@ def compress(
     data = _calibration.choose(
         captured, calibration, text, windows=windows, window=window, seed=seed
     )
+    plan = _job.better_plan(
+        captured, recipe, plan, data.calibration, window=window, seed=seed, device=device
+    )
     if not as_json:
         _job.show_plan(captured, plan, data)
     compressed, comparison = _job.carry_out(

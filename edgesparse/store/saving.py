@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgesparse
-from edgesparse.budget import format_size
 from edgesparse.errors import FormatError, SourceError
 from edgesparse.model import CapturedModel, CompressedModel, TensorInfo
 from edgesparse.store.atomic import flush_directory, new_directory
 from edgesparse.store.layout import buffer_name, safetensors_nbytes
 from edgesparse.store.manifest import MANIFEST, WEIGHTS, FileRecord, write_manifest
+from edgesparse.store.space import require_space
 from edgesparse.store.tensorfile import entry_of, write_bytes, write_tensor_file
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def save(compressed: CompressedModel, path: Path, *, force: bool = False) -> Pat
     tensors = _tensors(compressed)
     small_files = _small_files(compressed.captured)
     with new_directory(path, force=force, replaceable=is_compressed_model) as directory:
-        _require_space(directory, tensors, small_files)
+        require_space(directory.parent, _nbytes(tensors, small_files))
         files = {}
         for name, text in small_files.items():
             files[name] = FileRecord(len(text), write_bytes(directory / name, text))
@@ -105,18 +104,11 @@ def _small_files(captured: CapturedModel) -> dict[str, bytes]:
     return files
 
 
-def _require_space(
-    directory: Path, tensors: Mapping[str, Storable], small_files: Mapping[str, bytes]
-) -> None:
-    """Check that the disk has room before anything large is written."""
+def _nbytes(tensors: Mapping[str, Storable], small_files: Mapping[str, bytes]) -> int:
+    """Return the bytes of the whole directory, the manifest's estimated from above."""
     weights = safetensors_nbytes(entry_of(name, value) for name, value in tensors.items())
-    needed = weights + sum(map(len, small_files.values())) + 1000 * len(tensors) + _SLACK_NBYTES
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise FormatError(
-            f"{directory.parent}: {format_size(needed)} are needed, {format_size(free)} are free; "
-            "make room and save again"
-        )
+    manifest = 2000 * len(tensors) + _SLACK_NBYTES
+    return weights + manifest + sum(map(len, small_files.values()))
 
 
 def _tools() -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 from edgesparse.errors import FormatError
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.store import atomic, load, save, tensorfile
+from edgesparse.store.space import require_space
 
 
 def tree(directory: Path) -> dict[str, bytes]:
@@ -109,3 +110,20 @@ def test_a_link_is_not_replaced(compressed: CompressedModel, tmp_path: Path) -> 
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with pytest.raises(Exception, match="remove it yourself"):
         save(compressed, tmp_path / "link", force=True)
+
+
+def test_room_is_asked_for_on_the_disk_a_new_path_will_be_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    usage = shutil.disk_usage(tmp_path)
+
+    def disk_usage(path: Path) -> Any:
+        asked.append(path)
+        return usage._replace(free=1_000_000)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    require_space(tmp_path / "not" / "yet", 1_000_000)
+    with pytest.raises(FormatError, match=r"1\.00 MB are needed, 1\.00 MB are free"):
+        require_space(tmp_path / "not" / "yet", 1_000_001)
+    assert asked == [tmp_path, tmp_path]
