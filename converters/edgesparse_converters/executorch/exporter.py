@@ -24,9 +24,9 @@ class ExecutorchExporter:
 
     suffix = ".pte"
     accepts = frozenset(
-        f"{layout}{bits}"
-        for layout, widths in (("dense", (2, 3, 4, 8)), ("bitmask", (2, 3, 4, 8, 16)))
-        for bits in widths
+        [f"dense{bits}" for bits in (2, 3, 4, 8)]
+        + [f"bitmask{bits}" for bits in (2, 3, 4, 8, 16)]
+        + ["nm4", "n64", "column16", "block16x8"]
     )
     packages = ("executorch", "torchao")
     extra = "executorch"
@@ -65,6 +65,7 @@ class ExecutorchExporter:
         from edgesparse_converters.executorch.assemble import build_module
         from edgesparse_converters.executorch.lower import lower, trace
         from edgesparse_converters.executorch.lowering import plan_uses
+        from edgesparse_converters.executorch.memory import memory_of
         from edgesparse_converters.executorch.metadata import METHOD, write_metadata
         from edgesparse_converters.executorch.methods import cached_methods, plain_methods
 
@@ -88,6 +89,7 @@ class ExecutorchExporter:
             nbytes=program.nbytes,
             tool_versions={name: version(name) for name in ("executorch", "torch", "torchao")},
             lowering=_describe(uses),
+            peak_nbytes=max(memory_of(program, name).peak for name in methods),
             notes=_notes(uses),
         )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from edgesparse_converters.executorch.metadata import METHOD, read_metadata
+from edgesparse_converters.executorch.memory import memory_of
+from edgesparse_converters.executorch.metadata import read_metadata
 from edgesparse_converters.executorch.program import Program
 
 
@@ -22,15 +24,25 @@ def inspect(program: Program) -> dict[str, Any]:
             ),
         },
         "written_by": f"edgesparse {metadata.version}" if metadata.version else "",
-        "methods": {name: _method(program, name) for name in program.methods if name != METHOD},
+        "methods": {
+            name: _method(program, name)
+            for name, plan in program.methods.items()
+            if _computes(plan)
+        },
         "operators": list(program.operators),
         "lowering": {name: form.value for name, form in (metadata.forms or {}).items()},
     }
 
 
+def _computes(plan: dict[str, Any]) -> bool:
+    """Whether a method does something, rather than return a constant."""
+    return any(chain["instructions"] for chain in plan["chains"])
+
+
 def _method(program: Program, name: str) -> dict[str, Any]:
     plan = program.methods[name]
     metadata = read_metadata(program)
+    memory = memory_of(program, name)
     delegates: dict[str, int] = {}
     for backend, _ in program.delegates(name):
         delegates[backend] = delegates.get(backend, 0) + 1
@@ -39,6 +51,7 @@ def _method(program: Program, name: str) -> dict[str, Any]:
         "outputs": _tensors(plan, plan["outputs"], metadata.outputs),
         "arenas": plan["non_const_buffer_sizes"][1:],
         "delegates": delegates,
+        "memory": {**asdict(memory), "dirty": memory.dirty, "peak": memory.peak},
         "kernel_calls": sum(1 for _ in program.kernel_uses(name)),
     }
 

@@ -30,12 +30,19 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> ExportedProgram:
             ) from error
 
 
-def lower(programs: Mapping[str, ExportedProgram], constants: Mapping[str, Any]) -> bytes:
+def lower(
+    programs: Mapping[str, ExportedProgram],
+    constants: Mapping[str, Any],
+    *,
+    delegate: str = "all",
+) -> bytes:
     """Return a ``.pte`` of these methods.
 
     Args:
         programs: Traced graphs by method name.
         constants: Values by name, which become methods without inputs.
+        delegate: ``all`` gives XNNPACK every operator it has; ``products`` only those that
+            multiply matrices, the rest runs in the runtime's own kernels.
 
     Raises:
         Unsupported: An operator the runtime has no kernel for.
@@ -45,11 +52,12 @@ def lower(programs: Mapping[str, ExportedProgram], constants: Mapping[str, Any])
         from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
         from executorch.exir.passes import MemoryPlanningPass
 
+    configs = None if delegate == "all" else _products()
     with torch.no_grad(), quiet():
         try:
             edge = to_edge_transform_and_lower(
                 dict(programs),
-                partitioner={name: [XnnpackPartitioner()] for name in programs},
+                partitioner={name: [XnnpackPartitioner(configs)] for name in programs},
                 constant_methods=dict(constants),
             )
             planned = edge.to_executorch(
@@ -60,6 +68,14 @@ def lower(programs: Mapping[str, ExportedProgram], constants: Mapping[str, Any])
         except Exception as error:  # the compiler's passes assert and raise freely
             raise Unsupported(f"ExecuTorch cannot lower the model: {_first_line(error)}") from error
     return bytes(planned.buffer)
+
+
+def _products() -> list[type]:
+    """Return the partitioner's rules for linears, matrix products and convolutions."""
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+
+    names = ("LinearConfig", "AddmmConfig", "MMConfig", "BMMConfig", "ConvolutionConfig")
+    return [rule for rule in ALL_PARTITIONER_CONFIGS if rule.__name__ in names]
 
 
 def _first_line(error: Exception) -> str:

@@ -132,7 +132,7 @@ def _place(module: torch.nn.Module, name: str) -> tuple[str, str, str]:
 
 def _automatic(packed: PackedTensor, kinds: list[str]) -> str:
     """Prefer our operator where it saves bytes: sparse, tied, or fewer than 4 bits."""
-    sparse = packed.spec.name.startswith("bitmask")
+    sparse = not packed.spec.name.startswith("dense")
     tied = len(kinds) > 1
     if "other" in kinds:
         return "float32" if len(kinds) == 1 else "xnnpack"
@@ -143,10 +143,18 @@ def _form(packed: PackedTensor, kind: str, choice: str) -> tuple[Form, str]:
     if kind == "other":
         return Form.FLOAT32, "neither a plain linear nor a plain embedding"
     if choice == "packed":
-        return Form.PACKED, ""
+        return Form.PACKED, _relaid(packed)
     if choice == "float32":
         return Form.FLOAT32, ""
     return _xnnpack(packed, kind)
+
+
+def _relaid(packed: PackedTensor) -> str:
+    """Say when a structured layout becomes a bitmask, which the native kernels compute from."""
+    name = packed.spec.name
+    if name.startswith(("dense", "bitmask")):
+        return ""
+    return f"{name} laid out as bitmask{packed.spec.bits}, the same numbers"
 
 
 def _xnnpack(packed: PackedTensor, kind: str) -> tuple[Form, str]:

@@ -96,3 +96,11 @@ def test_the_stock_program(classics: CompressedModel, classics_xnnpack: Artifact
     close, everything = verdict.outputs
     assert close.relative_error < 1e-5
     assert everything.relative_error < 0.05
+
+
+def test_an_operator_without_a_kernel_is_told(tmp_path: Path, classics_packed: Artifact) -> None:
+    data = classics_packed.path.read_bytes()
+    path = tmp_path / "unknown.pte"
+    path.write_bytes(data.replace(b"edgesparse::linear", b"edgesparse::linexr"))
+    with pytest.raises(SourceError, match=r"no kernel for edgesparse::linexr\.activations_out"):
+        EXPORTER.run(path, {"input_ids": np.zeros((1, 16), np.int64)})

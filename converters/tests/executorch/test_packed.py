@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from edgesparse_converters.executorch.arithmetic import PackedReference, packed_linear
+from edgesparse_converters.executorch.operators import for_kernels
 from torch import Tensor, nn
 
 from edgesparse.errors import UsageError
 from edgesparse.exporting import export, validate
 from edgesparse.model import CompressedModel
+from edgesparse.packed import FORMATS, Codes
+from edgesparse.pattern import Pattern
 
 Compress = Callable[..., CompressedModel]
 
@@ -90,11 +93,25 @@ def test_activations_come_closer_with_more_bits(layers: CompressedModel) -> None
 
 def test_digits_by_hand(layers: CompressedModel) -> None:
     """One group of four: x = [127, -1, 0.4, 0.6], int8: t = 1, digits 127, -1, 0, 1."""
-    from edgesparse.packed import Codes
-
     codes = Codes(
         values=np.array([[1, 2, 3, -4]], np.int8), scales=np.array([[0.5]], np.float16),
         keep_mask=np.ones((1, 4), bool), bits=4, group_size=4,
     )  # fmt: skip
     y = PackedReference(codes, torch.tensor([10.0]), "int8")(torch.tensor([[127.0, -1, 0.4, 0.6]]))
     assert y.tolist() == [[(127 - 2 - 4) * 0.5 + 10]]
+
+
+def test_a_structured_layout_becomes_a_bitmask_with_the_same_numbers() -> None:
+    generator = np.random.default_rng(0)
+    keep = np.tile([True, False, True, False], (32, 32))
+    values = (generator.integers(-8, 8, keep.shape) * keep).astype(np.int8)
+    codes = Codes(
+        values=values, scales=np.full((32, 1), 0.25, np.float16), keep_mask=keep, bits=4,
+        group_size=128,
+    )  # fmt: skip
+    packed = FORMATS.get("nm4").pack(codes, pattern=Pattern(keep=2, of=4))
+    laid = for_kernels(packed)
+    assert laid.spec.name == "bitmask4"
+    assert np.array_equal(laid.codes.values, values)
+    assert np.array_equal(laid.codes.keep_mask, keep)
+    assert for_kernels(laid) is laid
