@@ -6,7 +6,8 @@ source compiles, and is cached, once for each.
     expand(isa, at, mask)             64 lanes: the next byte where the mask is set, 0 elsewhere
     dot(isa, sums, lanes, digits)     sums[r] += lanes[4 r + c] * digits[c], lanes unsigned < 16
     dot_bytes(isa, sums, lanes, ...)  likewise, lanes of any unsigned byte
-    code_float(isa, words, shift)     the two's complement nibble at bit ``shift`` of each word
+    expand_low, expand_high           the same, and of each byte the nibble as ``code + 8``
+    low_float, high_float             those codes as floats
 """
 
 from __future__ import annotations
@@ -123,7 +124,20 @@ def _unbox(kind, value, context):
 @intrinsic
 def expand(typing, isa, at, mask):
     """Lane l: the next byte from ``at`` on if bit l of ``mask`` is set, else 0."""
-    emit = {"avx512": _expand_avx512, "avx2": _expand_avx2, "generic": _expand_generic}[isa.isa]
+    return i8x64(isa, address, address), _without_isa(_EXPAND[isa.isa])
+
+
+@intrinsic
+def expand_low(typing, isa, at, mask):
+    """``code + 8`` of the low nibbles of the expanded bytes."""
+    emit = _expand_low_avx512 if isa.isa == "avx512" else _then(_EXPAND[isa.isa], _low)
+    return i8x64(isa, address, address), _without_isa(emit)
+
+
+@intrinsic
+def expand_high(typing, isa, at, mask):
+    """What ``high_lanes`` gives, of the expanded bytes."""
+    emit = _expand_high_avx512 if isa.isa == "avx512" else _then(_EXPAND[isa.isa], _high)
     return i8x64(isa, address, address), _without_isa(emit)
 
 
@@ -156,9 +170,16 @@ def high_sums(typing, isa, sums):
 
 
 @intrinsic
-def code_float(typing, isa, words, shift):
-    """Two's complement nibble at bit ``shift`` of every word, as float."""
-    emit = _code_float_avx512 if isa.isa == "avx512" else _code_float
+def low_float(typing, isa, words, column):
+    """Codes of one column as floats, from words of four lanes of ``low_nibbles``."""
+    emit = _code_float_avx512(0) if isa.isa == "avx512" else _code_float
+    return f32x16(isa, i32x16, address), _without_isa(emit)
+
+
+@intrinsic
+def high_float(typing, isa, words, column):
+    """Likewise from words of four ``high_lanes``."""
+    emit = _code_float_avx512(4) if isa.isa == "avx512" else _code_float
     return f32x16(isa, i32x16, address), _without_isa(emit)
 
 
@@ -169,11 +190,28 @@ def _without_isa(emit):
     return generate
 
 
-def _expand_avx512(builder, at, mask):
+def _then(first, second):
+    return lambda builder, *values: second(builder, first(builder, *values))
+
+
+def _expand_lanes(builder, lanes, fill, mask):
     bits = ir.VectorType(I1, 64)
     callee = function(builder, "llvm.x86.avx512.mask.expand.v64i8", LANES, LANES, LANES, bits)
-    lanes = load_as(builder, at, LANES)
-    return builder.call(callee, [lanes, splat(LANES, 0), builder.bitcast(mask, bits)])
+    return builder.call(callee, [lanes, splat(LANES, fill), builder.bitcast(mask, bits)])
+
+
+def _expand_avx512(builder, at, mask):
+    return _expand_lanes(builder, load_as(builder, at, LANES), 0, mask)
+
+
+# Nibbles are taken before the bytes are expanded: LLVM would else fold the load into the expand,
+# and from memory that instruction takes longer than a load and an expand do.
+def _expand_low_avx512(builder, at, mask):
+    return _expand_lanes(builder, _low(builder, load_as(builder, at, LANES)), 8, mask)
+
+
+def _expand_high_avx512(builder, at, mask):
+    return _expand_lanes(builder, _high_16(builder, load_as(builder, at, LANES)), 0x80, mask)
 
 
 def _expand_generic(builder, at, mask):
@@ -278,6 +316,10 @@ def _dot_generic(builder, sums, lanes, digits):
     return sums
 
 
+def _low(builder, lanes):
+    return builder.xor(builder.and_(lanes, splat(LANES, 15)), splat(LANES, 8))
+
+
 def _high_16(builder, lanes):
     return builder.xor(builder.and_(lanes, splat(LANES, 0xF0)), splat(LANES, 0x80))
 
@@ -298,15 +340,26 @@ def _same(builder, sums):
     return sums
 
 
-def _code_float_avx512(builder, words, shift):
+def _bit_of_column(builder, column, bit):
+    shift = builder.add(builder.shl(column, ir.Constant(I64, 3)), ir.Constant(I64, bit))
+    return broadcast(builder, builder.trunc(shift, I32), SUMS)
+
+
+def _code_float_avx512(bit):
     """A permutation of the sixteen values by the low four bits of each word."""
-    table = ir.Constant(FLOATS, [float(code) for code in (*range(8), *range(-8, 0))])
-    callee = function(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS, FLOATS, SUMS)
-    amount = broadcast(builder, builder.trunc(shift, I32), SUMS)
-    return builder.call(callee, [table, builder.lshr(words, amount)])
+
+    def emit(builder, words, column):
+        table = ir.Constant(FLOATS, [float(code) for code in range(-8, 8)])
+        callee = function(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS, FLOATS, SUMS)
+        amount = _bit_of_column(builder, column, bit)
+        return builder.call(callee, [table, builder.lshr(words, amount)])
+
+    return emit
 
 
-def _code_float(builder, words, shift):
-    up = broadcast(builder, builder.trunc(builder.sub(ir.Constant(I64, 28), shift), I32), SUMS)
-    signed = builder.ashr(builder.shl(words, up), splat(SUMS, 28))
-    return builder.sitofp(signed, FLOATS)
+def _code_float(builder, words, column):
+    low = builder.and_(builder.lshr(words, _bit_of_column(builder, column, 0)), splat(SUMS, 15))
+    return builder.sitofp(builder.sub(low, splat(SUMS, 8)), FLOATS)
+
+
+_EXPAND = {"avx512": _expand_avx512, "avx2": _expand_avx2, "generic": _expand_generic}

@@ -16,7 +16,17 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from edgesparse_kernels._isa import code_float, dot, dot_bytes, expand, high_lanes, high_sums
+from edgesparse_kernels._isa import (
+    dot,
+    dot_bytes,
+    expand,
+    expand_high,
+    expand_low,
+    high_float,
+    high_lanes,
+    high_sums,
+    low_float,
+)
 from edgesparse_kernels._jit import jit, serial_and_parallel
 from edgesparse_kernels._simd import (
     add_f,
@@ -231,8 +241,8 @@ def _bitmask4_int8(isa, m, digits, scales, sums, out, first, last):
                 mask_even, mask_odd = load_u64(mask_at), load_u64(mask_at + 8)
                 prefetch(mask_at + MASK_AHEAD)
                 prefetch(evens + AHEAD)
-                even = dot(isa, even, low_nibbles(expand(isa, evens, mask_even)), load_i32(x))
-                odd = dot(isa, odd, high_lanes(isa, expand(isa, odds, mask_odd)), load_i32(x + 4))
+                even = dot(isa, even, expand_low(isa, evens, mask_even), load_i32(x))
+                odd = dot(isa, odd, expand_high(isa, odds, mask_odd), load_i32(x + 4))
                 evens += popcount(mask_even)
                 odds += popcount(mask_odd)
                 mask_at += 16
@@ -241,6 +251,70 @@ def _bitmask4_int8(isa, m, digits, scales, sums, out, first, last):
             acc = _add_group(acc, total, scale_at, scales[group])
             scale_at += 32
         _store_tile(m, tile, acc, out)
+
+
+@jit
+def _four_rows_int8(isa, m, batch, digits, scratch, out, first, last):
+    """Tiles ``first:last`` of a 4-bit matrix by two to four rows of int8 activations."""
+    padded = 4 * m.quads
+    # Rows that are not there repeat the last one; they are not stored.
+    one, two, three = min(1, batch - 1), min(2, batch - 1), min(3, batch - 1)
+    for tile in range(first, last):
+        evens = m.codes + tile * (8 * padded)
+        if not m.is_dense:
+            evens = m.codes + load_u32(m.offsets + 4 * tile)
+        odds = evens
+        mask_at = m.mask + tile * (8 * m.quads)
+        scale_at = m.scales + tile * (32 * m.groups)
+        x0, acc0, acc1, acc2, acc3 = digits, no_floats(), no_floats(), no_floats(), no_floats()
+        x1, x2, x3 = x0 + one * padded, x0 + two * padded, x0 + three * padded
+        for group in range(m.groups):
+            even0 = all_sums(np.int32(-8) * scratch.sums[0, group])
+            even1 = all_sums(np.int32(-8) * scratch.sums[one, group])
+            even2 = all_sums(np.int32(-8) * scratch.sums[two, group])
+            even3 = all_sums(np.int32(-8) * scratch.sums[three, group])
+            odd0, odd1, odd2, odd3 = no_sums(), no_sums(), no_sums(), no_sums()
+            begin = group * m.group_size
+            for k in range(begin, begin + 8 * _octets(m, group), 8):
+                prefetch(evens + AHEAD)
+                if m.is_dense:
+                    both = load_lanes(evens)
+                    low, high = low_nibbles(both), high_lanes(isa, both)
+                    evens += 64
+                else:
+                    mask_even, mask_odd = load_u64(mask_at), load_u64(mask_at + 8)
+                    prefetch(mask_at + MASK_AHEAD)
+                    low = expand_low(isa, evens, mask_even)
+                    high = expand_high(isa, odds, mask_odd)
+                    evens += popcount(mask_even)
+                    odds += popcount(mask_odd)
+                    mask_at += 16
+                even0, odd0 = _both(isa, even0, odd0, low, high, x0 + k)
+                even1, odd1 = _both(isa, even1, odd1, low, high, x1 + k)
+                even2, odd2 = _both(isa, even2, odd2, low, high, x2 + k)
+                even3, odd3 = _both(isa, even3, odd3, low, high, x3 + k)
+            scales = scratch.scales
+            acc0 = _add_halves(isa, acc0, even0, odd0, scale_at, scales[0, group])
+            acc1 = _add_halves(isa, acc1, even1, odd1, scale_at, scales[one, group])
+            acc2 = _add_halves(isa, acc2, even2, odd2, scale_at, scales[two, group])
+            acc3 = _add_halves(isa, acc3, even3, odd3, scale_at, scales[three, group])
+            scale_at += 32
+        _store_tile(m, tile, acc0, out)
+        _store_tile(m, tile, acc1, out + 4 * one * m.rows)
+        _store_tile(m, tile, acc2, out + 4 * two * m.rows)
+        _store_tile(m, tile, acc3, out + 4 * three * m.rows)
+
+
+@jit
+def _both(isa, even, odd, low, high, x):
+    """Add the products of an octet and eight digits at ``x``."""
+    return dot(isa, even, low, load_i32(x)), dot(isa, odd, high, load_i32(x + 4))
+
+
+@jit
+def _add_halves(isa, acc, even, odd, scale_at, scale):
+    """Return ``acc`` plus the sums of a group, scaled."""
+    return _add_group(acc, to_float(add_i(even, high_sums(isa, odd))), scale_at, scale)
 
 
 @jit
@@ -297,8 +371,8 @@ def _bitmask4_int16(isa, m, digits, scales, sums, out, first, last):
                 mask_even, mask_odd = load_u64(mask_at), load_u64(mask_at + 8)
                 prefetch(mask_at + MASK_AHEAD)
                 prefetch(even_at + AHEAD)
-                evens = low_nibbles(expand(isa, even_at, mask_even))
-                odds = high_lanes(isa, expand(isa, odd_at, mask_odd))
+                evens = expand_low(isa, even_at, mask_even)
+                odds = expand_high(isa, odd_at, mask_odd)
                 high_even = dot(isa, high_even, evens, load_i32(x))
                 high_odd = dot(isa, high_odd, odds, load_i32(x + 4))
                 low_even = dot(isa, low_even, evens, load_i32(x + plane))
@@ -314,12 +388,23 @@ def _bitmask4_int16(isa, m, digits, scales, sums, out, first, last):
 
 
 @jit
-def _four_floats(isa, acc, words, shift, x):
-    """Return ``acc`` plus four columns of nibbles at bit ``shift`` of every byte, times ``x``."""
-    acc = fused(code_float(isa, words, shift), all_floats(load_float(x)), acc)
-    acc = fused(code_float(isa, words, shift + 8), all_floats(load_float(x + 4)), acc)
-    acc = fused(code_float(isa, words, shift + 16), all_floats(load_float(x + 8)), acc)
-    return fused(code_float(isa, words, shift + 24), all_floats(load_float(x + 12)), acc)
+def _four_low(isa, acc, lanes, x):
+    """Return ``acc`` plus four columns of low nibbles times the floats at ``x``."""
+    words = as_words(lanes)
+    acc = fused(low_float(isa, words, 0), all_floats(load_float(x)), acc)
+    acc = fused(low_float(isa, words, 1), all_floats(load_float(x + 4)), acc)
+    acc = fused(low_float(isa, words, 2), all_floats(load_float(x + 8)), acc)
+    return fused(low_float(isa, words, 3), all_floats(load_float(x + 12)), acc)
+
+
+@jit
+def _four_high(isa, acc, lanes, x):
+    """Return ``acc`` plus four columns of high nibbles times the floats at ``x``."""
+    words = as_words(lanes)
+    acc = fused(high_float(isa, words, 0), all_floats(load_float(x)), acc)
+    acc = fused(high_float(isa, words, 1), all_floats(load_float(x + 4)), acc)
+    acc = fused(high_float(isa, words, 2), all_floats(load_float(x + 8)), acc)
+    return fused(high_float(isa, words, 3), all_floats(load_float(x + 12)), acc)
 
 
 @jit
@@ -339,24 +424,24 @@ def _four_bit_float32(isa, m, x_padded, out, first, last):
             for octet in range(_octets(m, group)):
                 prefetch(even_at + AHEAD)
                 if m.is_dense:
-                    evens = as_words(load_lanes(even_at))
-                    odds = evens
+                    both = load_lanes(even_at)
+                    evens, odds = low_nibbles(both), high_lanes(isa, both)
                     even_at += 64
                 else:
                     mask_even, mask_odd = load_u64(mask_at), load_u64(mask_at + 8)
                     prefetch(mask_at + MASK_AHEAD)
-                    evens = as_words(expand(isa, even_at, mask_even))
-                    odds = as_words(expand(isa, odd_at, mask_odd))
+                    evens = expand_low(isa, even_at, mask_even)
+                    odds = expand_high(isa, odd_at, mask_odd)
                     even_at += popcount(mask_even)
                     odd_at += popcount(mask_odd)
                     mask_at += 16
                 # Independent sums, so that one multiply-add need not wait for the one before.
                 if octet & 1:
-                    sum0 = _four_floats(isa, sum0, evens, 0, x)
-                    sum1 = _four_floats(isa, sum1, odds, 4, x + 16)
+                    sum0 = _four_low(isa, sum0, evens, x)
+                    sum1 = _four_high(isa, sum1, odds, x + 16)
                 else:
-                    sum2 = _four_floats(isa, sum2, evens, 0, x)
-                    sum3 = _four_floats(isa, sum3, odds, 4, x + 16)
+                    sum2 = _four_low(isa, sum2, evens, x)
+                    sum3 = _four_high(isa, sum3, odds, x + 16)
                 x += 32
             total = add_f(add_f(sum0, sum1), add_f(sum2, sum3))
             acc = fused(total, load_halves(scale_at), acc)
@@ -365,8 +450,8 @@ def _four_bit_float32(isa, m, x_padded, out, first, last):
 
 
 @jit
-def _decode_plane(isa, m, tile, mask_row, at, quad, count, width, lanes, shift):
-    """Decode one plane of the next ``count`` quads to ``lanes``; return where its streams are.
+def _decode_plane(isa, m, mask_row, at, quad, count, width, lanes, shift):
+    """Decode one plane of the next ``count`` quads to ``lanes``, any of them first.
 
     ``at`` is an array of the streams' addresses. With ``shift`` the bits are ORed in above.
     """
@@ -389,6 +474,52 @@ def _decode_plane(isa, m, tile, mask_row, at, quad, count, width, lanes, shift):
 
 
 @jit
+def _decode_octets(isa, m, mask_row, at, quad, count, lanes):
+    """Decode 4-bit codes, two quads at a time, to ``lanes`` as code + 8."""
+    evens, odds = at[0], at[1]
+    if m.is_dense:
+        for i in range(0, count, 2):
+            both = load_lanes(evens)
+            prefetch(evens + AHEAD)
+            store_lanes(lanes + 64 * i, low_nibbles(both))
+            store_lanes(lanes + 64 * i + 64, low_nibbles(bits_of(both, 4, 15)))
+            evens += 64
+    else:
+        for i in range(0, count, 2):
+            mask_even = load_u64(mask_row + 8 * (quad + i))
+            mask_odd = load_u64(mask_row + 8 * (quad + i) + 8)
+            prefetch(mask_row + 8 * (quad + i) + MASK_AHEAD)
+            prefetch(evens + AHEAD)
+            store_lanes(lanes + 64 * i, expand_low(isa, evens, mask_even))
+            both = expand(isa, odds, mask_odd)
+            store_lanes(lanes + 64 * i + 64, low_nibbles(bits_of(both, 4, 15)))
+            evens += popcount(mask_even)
+            odds += popcount(mask_odd)
+    at[0], at[1] = evens, odds
+
+
+@jit
+def _decode_quarters(isa, m, mask_row, at, quad, count, width, lanes):
+    """Decode 1- or 2-bit planes whose streams all begin at ``quad``, stream by stream."""
+    streams, low_bits = 8 // width, (1 << width) - 1
+    for j in range(streams):
+        here, shift = at[j], width * j
+        for i in range(j, count, streams):
+            if m.is_dense:
+                bytes_ = load_lanes(here)
+                here += 64
+            else:
+                mask = load_u64(mask_row + 8 * (quad + i))
+                bytes_ = expand(isa, here, mask)
+                here += popcount(mask)
+            code = bits_of(bytes_, shift, low_bits)
+            if width == 1:  # the high plane of 3 bits, above the two low ones
+                code = or_lanes(load_lanes(lanes + 64 * i), shift_lanes_2(code))
+            store_lanes(lanes + 64 * i, code)
+        at[j] = here
+
+
+@jit
 def _begin_streams(m, tile, codes, offsets, width, at):
     """Point every stream of a plane at the tile's first byte."""
     begin = codes + tile * (64 * m.quads * width // 8)
@@ -401,10 +532,18 @@ def _begin_streams(m, tile, codes, offsets, width, at):
 def _decode_group(isa, m, tile, quad, count, at, at_high, lanes):
     """Decode quads ``quad : quad + count`` to ``lanes`` as code + 2**(bits - 1)."""
     mask_row = m.mask + tile * (8 * m.quads)
+    if m.bits == 4:
+        _decode_octets(isa, m, mask_row, at, quad, count, lanes)
+        return
     width = 2 if m.bits == 3 else m.bits
-    _decode_plane(isa, m, tile, mask_row, at, quad, count, width, lanes, 0)
-    if m.bits == 3:
-        _decode_plane(isa, m, tile, mask_row, at_high, quad, count, 1, lanes, 2)
+    if width == 2 and quad % 4 == 0 and count % 4 == 0:
+        _decode_quarters(isa, m, mask_row, at, quad, count, 2, lanes)
+    else:
+        _decode_plane(isa, m, mask_row, at, quad, count, width, lanes, 0)
+    if m.bits == 3 and quad % 8 == 0 and count % 8 == 0:
+        _decode_quarters(isa, m, mask_row, at_high, quad, count, 1, lanes)
+    elif m.bits == 3:
+        _decode_plane(isa, m, mask_row, at_high, quad, count, 1, lanes, 2)
     for i in range(count):
         store_lanes(lanes + 64 * i, xor_lanes(load_lanes(lanes + 64 * i), 1 << (m.bits - 1)))
 
@@ -557,7 +696,9 @@ def _multiply_integer(isa, m, planes, x, threads, scratch, out):
     at = np.int64(scratch.digits.ctypes.data)
     for thread in prange(threads):
         first, last = tiles * thread // threads, tiles * (thread + 1) // threads
-        if batch > 1 or m.bits != 4:
+        if 1 < batch <= 4 and planes == 1 and m.bits == 4:
+            _four_rows_int8(isa, m, batch, at, scratch, out_at, first, last)
+        elif batch > 1 or m.bits != 4:
             _integer_batch(isa, m, planes, batch, at, scratch, thread, out_at, first, last)
         elif planes == 1 and m.is_dense:
             _dense4_int8(isa, m, at, scales[0], sums[0], out_at, first, last)
