@@ -41,7 +41,7 @@ class ADMM:
 
     damping: float = 0.01
     penalty: float = 1.0
-    growing: int = 50
+    growing: int = 100
     settling: int = 10
     refit: int = 20
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN, Statistic.DENSE_TARGET})
@@ -53,15 +53,19 @@ class ADMM:
 
     def prune(self, weight: Tensor, statistics: Statistics, pattern: Pattern) -> Pruned:
         """Prune ``weight``, float32 [N, K]."""
-        H = damped(statistics.second_moment(weight.device), self.damping)
+        H = statistics.second_moment(weight.device)
+        dead = H.diagonal() <= 0
+        H = damped(H, self.damping)
         norm = H.diagonal().sqrt()
         W, H = weight * norm, H / norm / norm[:, None]
-        V, keep_mask = self._iterate(W, H, pattern)
+        V, keep_mask = self._iterate(W, H, dead, pattern)
         V = refit(V, W, H, keep_mask, steps=self.refit)
         return Pruned(V / norm, keep_mask)
 
-    def _iterate(self, W: Tensor, H: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-        """Return the iterate on its final mask, and the mask."""
+    def _iterate(
+        self, W: Tensor, H: Tensor, dead: Tensor, pattern: Pattern
+    ) -> tuple[Tensor, Tensor]:
+        """Return the iterate on its final mask, and the mask; dead columns go first."""
         rho, total = self.penalty, self.growing + self.settling
         identity = torch.eye(len(H), device=H.device)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(H + rho * identity))
@@ -70,7 +74,8 @@ class ADMM:
         mask = torch.ones_like(W, dtype=torch.bool)
         for i in range(total):
             if i < self.growing:
-                mask = keep_highest((V + U).square(), _grown(pattern, (i + 1) / self.growing))
+                scores = torch.where(dead, -1.0, (V + U).square())
+                mask = keep_highest(scores, _grown(pattern, (i + 1) / self.growing))
             Z = (V + U) * mask
             U = U + V - Z
             V = (WH + rho * (Z - U)) @ inverse

@@ -51,10 +51,13 @@ def keep_highest_by_row(scores: Tensor, pattern: Pattern) -> Tensor:
 def _without_lowest(scores: Tensor, remove: int) -> Tensor:
     """Remove the ``remove`` lowest of a vector; equal ones from the front.
 
-    By selection, and a sort only for the ties: a third of the time of sorting everything.
+    On the CPU by selection, which takes a third of the time of a sort; on CUDA by sorting, where
+    selecting from one long vector is the slower of the two.
     """
-    if not remove:
-        return torch.ones_like(scores, dtype=torch.bool)
+    if scores.is_cuda or not remove:
+        keep = torch.ones_like(scores, dtype=torch.bool)
+        keep[scores.argsort(stable=True)[:remove]] = False
+        return keep
     threshold = scores.kthvalue(remove).values
     keep = scores >= threshold
     ties = torch.nonzero(scores == threshold)[:, 0]
