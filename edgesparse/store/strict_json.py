@@ -7,6 +7,8 @@ from typing import Any
 
 from edgesparse.errors import CorruptPack
 
+_MAX_DIGITS = 40
+
 
 def parse_object(text: bytes, where: str) -> dict[str, Any]:
     """Return the JSON object in ``text``.
@@ -19,7 +21,12 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
         CorruptPack: Not one JSON object, or one that says the same key twice.
     """
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+        value = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse,
+            parse_int=_integer,
+        )
     except RecursionError:
         raise CorruptPack(f"{where}: JSON nested too deeply") from None
     except ValueError as error:  # also bad UTF-8, and integers of thousands of digits
@@ -34,6 +41,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key appears twice")
     return result
+
+
+def _integer(digits: str) -> int:
+    # Tokenizers say "no limit" with 31 digits; beyond 308 float() fails where nobody expects it.
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"an integer of more than {_MAX_DIGITS} digits")
+    return int(digits)
 
 
 def _refuse(constant: str) -> float:

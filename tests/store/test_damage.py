@@ -167,6 +167,16 @@ def test_no_value_of_the_manifest_is_believed_unchecked(pack: Path, small: Captu
     assert refused > 200
 
 
+def test_a_number_no_float_can_hold_is_refused(pack: Path, small: CapturedModel) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        tensor = next(t for t in manifest["tensors"] if t["packed"])
+        tensor["packed"]["spec"]["pattern"] = {"sparsity": 10**400, "block": [1, 1]}
+
+    edit(pack, change)
+    with pytest.raises(CorruptPack, match="more than 40 digits"):
+        load(pack, source=small)
+
+
 def test_tensors_that_are_missing_or_too_many_are_seen(
     pack: Path, compressed: CompressedModel, small: CapturedModel
 ) -> None:

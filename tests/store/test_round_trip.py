@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 
 from edgesparse.capture import load as capture
@@ -142,3 +143,22 @@ def test_force_does_not_replace_what_is_no_compressed_model(
     with pytest.raises(OutputExists, match="not a compressed model"):
         save(compressed, tmp_path / "photos", force=True)
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"miaow"
+
+
+def test_a_transformers_model_of_this_process_is_rebuilt_without_its_source(
+    compress_by_hand: Callable[..., CompressedModel], tmp_path: Path
+) -> None:
+    config = transformers.BertConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    captured = capture(transformers.BertForMaskedLM(config).eval())
+    compressed = compress_by_hand(captured, ("dense4",))
+    save(compressed, tmp_path / "out")
+    loaded = load(tmp_path / "out")
+    assert_same(compressed, loaded)
+    ours, theirs = loaded.captured.skeleton(), captured.skeleton()
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    with pytest.raises(SourceError, match="the original weights are not at"):
+        loaded.captured.loader()
