@@ -99,7 +99,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("planning.json"))
     bench = Bench(parser.parse_args())
     options, captured = bench.options, bench.captured
-    sensitivity = measure_sensitivity(captured, options.calibration, device=options.device)
+    sensitivity = measure_sensitivity(
+        captured, options.calibration, windows=8, device=options.device
+    )
     planned = {}
     for budget in options.budgets:
         for label, rates in (("planned", sensitivity), ("planned, alike", {})):

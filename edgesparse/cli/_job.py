@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgesparse.compression import Progress
     from edgesparse.model import CapturedModel, CompressedModel
     from edgesparse.planner import Plan
+    from edgesparse.recipe import Recipe
     from edgesparse.report.comparison import Comparison
 
 
@@ -49,6 +50,37 @@ def carry_out(
 
 def _with_metadata(compressed: CompressedModel, **values: Any) -> CompressedModel:
     return replace(compressed, metadata={**compressed.metadata, **values})
+
+
+def better_plan(
+    captured: CapturedModel, recipe: Recipe | None, plan: Plan, calibration: object, **options: Any
+) -> Plan:
+    """Return ``plan`` made again with what the model itself says it minds.
+
+    Only where that can change anything: a budget that costs something, and rules that leave open
+    what is done to more than the embeddings.
+
+    Args:
+        captured: The model.
+        recipe: The recipe of ``plan``.
+        plan: A plan made from shapes alone.
+        calibration: What the model is run on.
+        **options: ``window``, ``seed`` and ``device`` of ``measure_sensitivity``.
+    """
+    from edgesparse.planner import default_recipe, leaves_open
+    from edgesparse.planner import plan as make_plan
+
+    if plan.loss == 0 or plan.budget.is_unlimited:
+        return plan
+    if not leaves_open(recipe or default_recipe(), captured):
+        return plan
+    from edgesparse.planner.sensitivity import measure_sensitivity
+
+    with working("measuring which tensors the model minds") as step:
+        sensitivity = measure_sensitivity(captured, calibration, progress=step, **options)
+    return make_plan(
+        captured, recipe, budget=plan.budget, target=plan.target, sensitivity=sensitivity
+    )
 
 
 def _each(step: Step) -> Callable[[Progress], None]:

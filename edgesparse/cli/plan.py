@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +17,11 @@ from edgesparse.cli._options import (
     target_option,
 )
 
+if TYPE_CHECKING:
+    from edgesparse.model import CapturedModel
+    from edgesparse.planner import Plan, Sensitivity
+    from edgesparse.recipe import Recipe
+
 SHOWN = 40
 
 
@@ -24,19 +30,34 @@ SHOWN = 40
 @recipe_options
 @budget_option
 @target_option
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Run the model on this to see which tensors it minds; a minute instead of seconds.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="IMAGE",
+    help="Draw size against predicted loss, over all budgets.",
+)
 @click.option("--all", "show_all", is_flag=True, help="Show every tensor, however many.")
 @common
 def plan(
     model: str,
     budget: Budget | None,
     target: str | None,
+    calibration: Path | None,
+    plot: Path | None,
     show_all: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Plan MODEL: what would be done to every tensor, and what it would cost.
 
-    Reads shapes only, never weights, so it takes seconds for any size. An impossible budget exits
+    Reads shapes only, never weights (unless --calibration is given), so it takes seconds for any
+    size. An impossible budget exits
     3 and says what could be reached. MODEL is a Hugging Face directory, a .pt2 file, or
     package.module:factory.
     """
@@ -48,6 +69,12 @@ def plan(
 
     captured = load(model)
     made = make_plan(captured, recipe, budget=budget, target=target)
+    sensitivity = None
+    if calibration is not None:
+        sensitivity = _sensitivity(captured, calibration)
+        made = make_plan(captured, recipe, budget=budget, target=target, sensitivity=sensitivity)
+    if plot is not None:
+        _draw(captured, recipe, made, sensitivity, plot)
     if as_json:
         show_json({"model": captured.name, **made.to_json()})
         return
@@ -58,3 +85,35 @@ def plan(
         show(f"equal bytes without sparsity: {plan_in_words(made.dense_alternative)}")
     for note in made.notes:
         show(f"note: {note}")
+
+
+def _sensitivity(captured: CapturedModel, calibration: Path) -> Sensitivity:
+    from edgesparse.cli._console import working
+    from edgesparse.planner.sensitivity import measure_sensitivity
+
+    with working("measuring which tensors the model minds") as step:
+        return measure_sensitivity(captured, calibration, progress=step)
+
+
+def _draw(
+    captured: CapturedModel,
+    recipe: Recipe | None,
+    made: Plan,
+    sensitivity: Sensitivity | None,
+    path: Path,
+) -> None:
+    """Draw the front with and without sparsity, and this plan on it."""
+    from edgesparse.cli._console import remark, working
+    from edgesparse.planner import default_recipe, pareto_front, without_sparsity
+    from edgesparse.report.front import plot_front
+
+    recipe = recipe or default_recipe()
+    kinds = {"best found": recipe, "without sparsity": without_sparsity(recipe)}
+    with working("the front"):
+        fronts = {
+            name: pareto_front(captured, of, target=made.target, sensitivity=sensitivity)
+            for name, of in kinds.items()
+        }
+    loss = "predicted relative error" if sensitivity is None else "predicted KL divergence"
+    plot_front(fronts, path, title=captured.name, chosen=made, loss_name=loss)
+    remark(f"drawn {path}")

@@ -1,8 +1,11 @@
-"""What is done when nobody says what to do."""
+"""What is done when nobody says what to do, and what a recipe leaves open."""
 
 from __future__ import annotations
 
-from edgesparse.model import TensorKind
+from dataclasses import replace
+
+from edgesparse.model import CapturedModel, TensorKind
+from edgesparse.pattern import DENSE
 from edgesparse.recipe import ADJUSTABLE, Recipe, Rule
 
 EMBEDDINGS = Rule(
@@ -21,3 +24,23 @@ def default_recipe() -> Recipe:
     Without a budget nothing is removed: at equal bytes fewer bits lose less than sparsity does.
     """
     return Recipe((EMBEDDINGS, EVERYTHING))
+
+
+def leaves_open(recipe: Recipe, captured: CapturedModel) -> bool:
+    """Whether a budget may choose what is done to any tensor that is no embedding."""
+    rules = (
+        recipe.rule_for(tensor)
+        for tensor in captured.tensors
+        if tensor.compressible and tensor.kind != TensorKind.EMBEDDING
+    )
+    return any(rule is not None and rule.adjustable for rule in rules)
+
+
+def without_sparsity(recipe: Recipe) -> Recipe:
+    """Return the recipe with every rule dense, and kept so."""
+    return Recipe(
+        tuple(
+            replace(rule, pattern=DENSE, adjustable=rule.adjustable - {"sparsity"})
+            for rule in recipe.rules
+        )
+    )

@@ -57,7 +57,7 @@ def measure_sensitivity(
     captured: CapturedModel,
     calibration: object,
     *,
-    windows: int = 8,
+    windows: int = 4,
     window: int = 512,
     device: str = "cpu",
     seed: int = 0,

@@ -1,0 +1,68 @@
+"""A budget and nothing else: the model is asked what it minds, and the result fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Cli = Callable[..., Result]
+
+
+def test_a_budget_alone_is_enough(
+    cli: Cli, language_model: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = cli(
+        "compress", language_model, "-o", out, "--calibration", text, "--budget", "500kB",
+        "--window", "32", "--windows", "8", "--no-compare",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert (out / "weights.safetensors").stat().st_size <= 500_000
+    plan = json.loads((out / "edgesparse.json").read_text())["plan"]
+    assert 0 < plan["loss"] < 10
+    assert len({entry["nbytes"] for entry in plan["tensors"]}) > 2
+
+
+def test_what_was_asked_for_is_not_measured_again(
+    cli: Cli, language_model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured, but nothing was left open")
+
+    monkeypatch.setattr("edgesparse.planner.sensitivity.measure_sensitivity", refuse)
+    result = cli(
+        "compress", language_model, "-o", tmp_path / "out", "--calibration", text,
+        "--sparsity", "0.5", "--bits", "4", "--group-size", "64", "--budget", "600kB",
+        "--window", "32", "--windows", "8", "--no-compare",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+
+
+def test_the_front_is_drawn(cli: Cli, language_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    image = tmp_path / "front.svg"
+    result = cli("plan", language_model, "--budget", "500kB", "--plot", image)
+    assert result.exit_code == 0, result.stderr
+    assert "best found" in image.read_text()
+
+
+def test_an_image_of_no_known_kind_is_refused(
+    cli: Cli, language_model: Path, tmp_path: Path
+) -> None:
+    result = cli("plan", language_model, "--plot", tmp_path / "front.doc")
+    assert result.exit_code == 2
+    assert "expected an image ending in" in result.stderr
+
+
+def test_the_plan_listens_to_calibration(cli: Cli, language_model: Path, text: Path) -> None:
+    options = ("plan", language_model, "--budget", "500kB", "--json")
+    alike = json.loads(cli(*options).stdout)
+    result = cli(*options, "--calibration", text)
+    assert result.exit_code == 0, result.stderr
+    measured = json.loads(result.stdout)
+    assert measured["nbytes"] <= 500_000
+    assert measured["loss"] != alike["loss"]
