@@ -16,9 +16,12 @@ VERBS = {
     "generate": "edgesparse.cli.generate:generate",
     "export": "edgesparse.cli.export:export",
     "validate": "edgesparse.cli.validate:validate",
+    "run": "edgesparse.cli.run:run",
     "report": "edgesparse.cli.report:report",
     "device": "edgesparse_device.cli:device",
     "demo": "edgesparse.cli.demo:demo",
+    "doctor": "edgesparse.cli.doctor:doctor",
+    "completion": "edgesparse.cli.completion:completion",
 }
 
 main = VerbGroup(

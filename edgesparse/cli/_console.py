@@ -68,7 +68,8 @@ def output() -> Console:
     """
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
+    # Names of layers are data: brackets and colons in them mean nothing.
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     return console
