@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from edgesparse.calibrate.inputs import as_matrix, has_inputs
-from edgesparse.calibrate.record import Chain, Group, find_chain, groups_of, record
+from edgesparse.calibrate.record import Group, find_chain, groups_of, record
 from edgesparse.calibrate.stages import BlockStage, Rest, Stage, WholeModel, first_hidden
 from edgesparse.calibrate.statistics import Accumulator, Statistic, Statistics
 from edgesparse.calibrate.windows import Batch
@@ -49,64 +49,66 @@ def calibrate(
     Raises:
         CalibrationError: Activations that are not finite; the message names the layer.
     """
-    named = dict(model.named_modules())
-    blind = [m for m in needs if not (batches and has_inputs(named[m]))]
-    for module in blind:
-        solve((module,), Statistics(columns=_columns(named[module])))
-    modules = [m for m in needs if m not in set(blind)]
-    if not modules:
-        return
-    recording = record(model, _sample(model, batches[0]), modules, torch.device("cpu"))
-    chain = find_chain(model, recording, modules)
-    groups = groups_of(recording, modules)
-    if chain is None:
-        _log.info("no chain of blocks found: the whole model runs for each of its layers")
-    del recording
-    for stage in _stages(model, batches, groups, chain, needs, device):
-        _solve_stage(stage, named, needs, solve, device)
+    seeing = [m for m in needs if batches and has_inputs(model.get_submodule(m))]
+    dense = any(Statistic.DENSE_TARGET in needs[m] for m in seeing)
+    stages = iter(_stages(model, batches, seeing, device, dense=dense)) if seeing else iter(())
+    stage = next(stages, None)  # looks at the model before anything is changed
+    for module in needs:
+        if module not in set(seeing):
+            solve((module,), Statistics(columns=_columns(model.get_submodule(module))))
+    while stage is not None:
+        _solve_stage(stage, model, needs, solve, device)
+        stage = next(stages, None)
 
 
 def _stages(
     model: nn.Module,
     batches: Sequence[Batch],
-    groups: Sequence[Group],
-    chain: Chain | None,
-    needs: Mapping[str, frozenset[Statistic]],
+    modules: list[str],
     device: torch.device,
+    *,
+    dense: bool,
 ) -> Iterator[Stage]:
-    """Yield the stages in running order; each is finished before the next is made."""
-    dense = any(Statistic.DENSE_TARGET in need for need in needs.values())
+    """Yield the stages in running order; each has to be solved before the next is asked for.
+
+    The uncompressed model's part is taken from the model as it is when the first is asked for.
+    """
+    recording = record(model, _sample(model, batches[0]), modules, torch.device("cpu"))
+    chain, groups = find_chain(model, recording, modules), groups_of(recording, modules)
+    del recording
     if chain is None:
+        _log.info("no chain of blocks found: the whole model runs for each of its layers")
         yield WholeModel(model, batches, groups, device, keep_dense=dense)
         return
+    start = first_hidden(model, batches, chain, device).now if dense else None
     owners = [chain.owner(group.modules[0]) for group in groups]
     inside = [i for i, owner in enumerate(owners) if owner is not None]
-    reached = [g for g, owner in zip(groups, owners, strict=True) if owner is None]
-    before = [g for g in groups[: inside[0]] if g in reached]
-    after = [g for g in groups[inside[0] :] if g in reached]
-    if before:
-        yield Rest(model, batches, before, chain, device)
-    hidden = first_hidden(model, batches, chain, device, keep_dense=dense)
+    outside = [i for i, owner in enumerate(owners) if owner is None]
+    yield Rest(model, batches, [groups[i] for i in outside if i < inside[0]], chain, device)
+    hidden = first_hidden(model, batches, chain, device)
+    hidden.dense = start
     for block in chain.blocks:
         own = [g for g, owner in zip(groups, owners, strict=True) if owner == block]
         stage = BlockStage(model.get_submodule(block), block, own, hidden, device)
         yield stage
         stage.advance()
-    if after:
-        yield Rest(model, batches, after, chain, device, hidden=hidden)
+    after = [groups[i] for i in outside if i > inside[0]]
+    yield Rest(model, batches, after, chain, device, hidden=hidden)
 
 
 def _solve_stage(
     stage: Stage,
-    named: Mapping[str, nn.Module],
+    model: nn.Module,
     needs: Mapping[str, frozenset[Statistic]],
     solve: Solve,
     device: torch.device,
 ) -> None:
     """Gather and solve the groups of one stage in order."""
+    if not stage.groups:
+        return
     with stage:
         for group in stage.groups:
-            module = named[group.modules[0]]
+            module = model.get_submodule(group.modules[0])
             need = frozenset().union(*(needs[name] for name in group.modules))
             sums = Accumulator(_columns(module), need, device)
             for inputs, dense_inputs in stage.inputs(group, need):

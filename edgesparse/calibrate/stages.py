@@ -134,8 +134,6 @@ def first_hidden(
     batches: Sequence[Batch],
     chain: Chain,
     device: torch.device,
-    *,
-    keep_dense: bool,
 ) -> Hidden:
     """Run every batch up to the last block with stubs for blocks, and keep what they were given."""
     hidden = Hidden(chain=chain, now=[], dense=None, calls=[])
@@ -158,7 +156,6 @@ def first_hidden(
             hidden.calls.append({})
             with _stopping():
                 call_model(model, batch, device)
-    hidden.dense = list(hidden.now) if keep_dense else None
     return hidden
 
 
