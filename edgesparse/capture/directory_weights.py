@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -90,7 +91,7 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
         cls = self._architecture.cls
         dtypes = list(self.dtypes.values())
         try:
-            with offline():
+            with offline(), _no_progress_bar():
                 model, report = cls.from_pretrained(
                     None,
                     config=self._architecture.new_config(),
@@ -147,6 +148,20 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
             f"first {missing[0] if missing else '(shapes differ)'}; weights and config.json do not "
             "belong together"
         )
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Let transformers load without drawing on stderr, which belongs to the caller."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _stored_name(tensor: TensorInfo, checkpoint: Checkpoint, prefix: str) -> str | None:

@@ -105,7 +105,9 @@ def test_weights_are_mapped_and_the_file_is_never_changed(directory: Path) -> No
     assert (directory / "model.safetensors").read_bytes() == before
 
 
-def test_older_names_are_converted(saved: Saved, tmp_path: Path) -> None:
+def test_older_names_are_converted(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, source = saved("bert")
     directory = Path(shutil.copytree(source, tmp_path / "bert"))
     renamed = {
@@ -115,7 +117,9 @@ def test_older_names_are_converted(saved: Saved, tmp_path: Path) -> None:
         for name, value in tensors_of(directory).items()
     }
     save_file(renamed, directory / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
     assert same(tensors_of(directory), tensors_of(source))
+    assert capsys.readouterr().err == ""
     assert len(renamed) == len(load(model).tensors)
 
 
