@@ -50,9 +50,10 @@ test-all: check ## the slow tests too
 bench: venv ## the accuracy table of the docs, and the kernels' speed on this machine
 	$(BIN)/python bench/accuracy.py --help
 
-native: ## build the C++ kernels
+native: venv ## build the C++ kernels, and the ExecuTorch operators over them for this machine
 	cmake -S kernels/native -B build/native -DCMAKE_BUILD_TYPE=Release
 	cmake --build build/native --parallel 2
+	$(BIN)/python -m edgesparse_converters.executorch.native
 
 clean: ## remove what was built; keep .venv
 	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

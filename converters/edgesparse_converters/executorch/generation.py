@@ -46,6 +46,31 @@ def generate(
         return made, np.load(Path(folder) / "logits.npy", allow_pickle=False)
 
 
+def score(path: Path, windows: Sequence[Sequence[int]], *, timeout: float = 3600.0) -> float:
+    """Return the mean negative log-likelihood, in nats a token, of windows of text.
+
+    Every window is read from an empty cache by ``prefill``; its first token is not predicted.
+
+    Args:
+        path: A ``.pte`` exported with ``context``.
+        windows: Token ids, each of 2 to ``context``.
+        timeout: Seconds after which it is stopped.
+
+    Raises:
+        UsageError: No program with a cache, or a window of another length.
+        SourceError: The file is damaged, or the runtime failed.
+    """
+    context = context_of(read_program(path))
+    if not windows or not all(2 <= len(window) <= context for window in windows):
+        raise UsageError(f"windows must have 2 to {context} tokens, the context of {path.name}")
+    with tempfile.TemporaryDirectory(prefix="edgesparse.") as folder:
+        arrays = [np.array(window, np.int64) for window in windows]
+        np.savez(Path(folder) / "windows.npz", *arrays)
+        run_child(["score", str(path), folder], path, timeout)
+        losses = np.load(Path(folder) / "losses.npy", allow_pickle=False)
+        return float(losses.mean())
+
+
 def context_of(program: Program) -> int:
     """Return how many positions the cache of a program has.
 

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -119,3 +120,7 @@ def _run(command: list[str]) -> None:
             f"building the native kernels failed at `{' '.join(command[:2])}`: "
             + " | ".join(telling[:3])
         )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{build()}\n")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from edgesparse_converters.executorch import EXPORTER
 from edgesparse_converters.executorch.assemble import build_reference
-from edgesparse_converters.executorch.generation import generate
+from edgesparse_converters.executorch.generation import generate, score
 from edgesparse_converters.executorch.lowering import plan_uses
 from edgesparse_converters.executorch.program import read_program
 
@@ -92,3 +92,14 @@ def test_validate_generates(tiny: CompressedModel, program: Artifact) -> None:
     assert verdict.ok, verdict
     assert len(verdict.layers) == 2 * (2 * 7 + 2)  # both methods: seven linears a layer, tied twice
     assert "16 tokens after a random prompt of 11" in verdict.notes[0]
+
+
+def test_the_score_of_a_text_is_the_packed_models(tiny: CompressedModel, program: Artifact) -> None:
+    windows = np.random.default_rng(1).integers(0, 96, (3, 22))
+    uses = plan_uses(tiny, tiny.captured.skeleton())
+    model = build_reference(tiny, uses, activations="int16")
+    with torch.no_grad():
+        tokens = torch.from_numpy(windows)
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    assert score(program.path, windows.tolist()) == pytest.approx(float(expected), rel=1e-4)

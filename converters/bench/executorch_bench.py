@@ -1,0 +1,142 @@
+"""Bytes, memory and speed of one language model as ExecuTorch programs, measured in one run.
+
+    python converters/bench/executorch_bench.py MODEL --compressed DIR [--context 256]
+        [--threads 1 2] [--steps 64] [--text FILE --windows 8] [--keep FOLDER]
+
+MODEL is a Hugging Face directory, DIR what `edgesparse compress` made of it. Three programs with a
+cache are written: float32 through XNNPACK, 4-bit groups of 32 through XNNPACK (rounded to nearest:
+bytes and speed do not depend on how codes were chosen), and DIR as it is, its sparse layers on our
+operators. Each is run in a process of its own. Memory is counted from after the runtime is
+loaded and the process warm: `resident` is the highest, `dirty` what belongs to the process alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import edgesparse as es
+from edgesparse.exporting import export
+from edgesparse.model import CompressedModel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--compressed", type=Path, action="append", default=[])
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--keep", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        print("| program | threads | bytes | load ms | token ms | resident MB | dirty MB |")
+        print("|---|---|---|---|---|---|---|")
+        for name, path in programs(arguments, folder):
+            for threads in arguments.threads:
+                print(row(name, path, threads, arguments.steps), flush=True)
+            if arguments.text:
+                print(f"| {name}: perplexity {perplexity(path, arguments):.3f} | | | | | | |")
+
+
+def programs(arguments: argparse.Namespace, folder: Path) -> list[tuple[str, Path]]:
+    """Write what is not there yet and return (name, path) of each program."""
+    captured = es.load(arguments.model)
+    weights = captured.weights()
+    float32 = CompressedModel(
+        captured=captured, packed={}, plan=es.plan(captured, recipe=es.Recipe(())),
+        kept={tensor.name: weights[tensor.name] for tensor in captured.tensors},
+    )  # fmt: skip
+    made: list[tuple[str, CompressedModel | None, str]] = [("float32", float32, "xnnpack")]
+    rule = es.Rule(kind=None, bits=4, group_size=32, quantizer="rtn")
+    recipe = es.Recipe((rule,))
+    stock = es.compress(captured, es.plan(captured, recipe=recipe), calibration=None)
+    made.append(("XNNPACK 4-bit g32", stock, "xnnpack"))
+    made += [(path.name, CompressedModel.load(path), "auto") for path in arguments.compressed]
+    found = []
+    for name, model, lowering in made:
+        path = folder / f"{name.replace(' ', '-')}.pte"
+        if not path.exists():
+            export(
+                model, "executorch", path, lowering=lowering, activations="int8",
+                context=arguments.context,
+            )  # fmt: skip
+        found.append((name, path))
+    return found
+
+
+def row(name: str, path: Path, threads: int, steps: int) -> str:
+    command = [sys.executable, __file__, "--measure", str(path), str(threads), str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return (
+        f"| {name} | {threads} | {path.stat().st_size:,} | {found['load_ms']:.1f} | "
+        f"{found['token_ms']:.3f} | {found['resident'] / 1e6:.1f} | {found['dirty'] / 1e6:.1f} |"
+    )
+
+
+def measure(path: str, threads: str, steps: str) -> None:
+    """Load a program in this process, generate, print one line of JSON."""
+    import torch
+    from edgesparse_converters.executorch.loading import load_program, register_kernels
+    from executorch.extension.pybindings import portable_lib
+
+    register_kernels(("edgesparse::linear", "quantized_decomposed::embedding"))
+    portable_lib._unsafe_reset_threadpool(int(threads))
+    before = status()
+    begin = time.perf_counter()
+    forward = load_program(Path(path)).load_method("forward")
+    load_ms = 1e3 * (time.perf_counter() - begin)
+    times = []
+    for position in range(int(steps)):
+        inputs = [torch.tensor([[position % 7]]), torch.tensor([position])]
+        begin = time.perf_counter()
+        forward.execute(inputs)
+        times.append(1e3 * (time.perf_counter() - begin))
+    after = status()
+    result = {
+        "load_ms": load_ms,
+        "token_ms": float(np.median(times)),
+        "resident": after["VmRSS"] - before["VmRSS"],
+        "dirty": after["RssAnon"] - before["RssAnon"],
+    }
+    print(json.dumps(result))
+
+
+def status() -> dict[str, int]:
+    """Return the memory of this process in bytes, by the kernel's names."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    fields = (line.split() for line in lines if line.startswith(("Vm", "Rss")))
+    return {field[0].rstrip(":"): 1024 * int(field[1]) for field in fields}
+
+
+def perplexity(path: Path, arguments: argparse.Namespace) -> float:
+    """Return the perplexity of windows of the text, every token through the runtime."""
+    from edgesparse_converters.executorch.generation import score
+
+    from edgesparse.runtime.text import tokenizer
+
+    captured = es.load(arguments.model)
+    tokens = tokenizer(captured).encode(arguments.text.read_text()).ids
+    width = arguments.context
+    windows = [tokens[i * width : (i + 1) * width] for i in range(arguments.windows)]
+    return math.exp(score(path, windows))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(*sys.argv[2:])
+    else:
+        main()
