@@ -36,7 +36,7 @@ def capture_directory(directory: Path) -> CapturedModel:
         SourceError: Anything missing, damaged, unknown or contradictory.
     """
     checkpoint = Checkpoint(directory)
-    architecture = read_architecture(directory, max_parameters=8 * len(checkpoint) + 1000)
+    architecture = read_architecture(directory, max_parameters=8 * len(checkpoint) + 200)
     bare, transposed = architecture.build(device="meta")
     weights = DirectoryWeights(architecture, checkpoint, bare, transposed)
     weights.warn_of_unexpected()

@@ -81,7 +81,7 @@ def _from_config(directory: Path, manifest: Manifest) -> CapturedModel:
     from edgesparse.capture.architecture import read_architecture
     from edgesparse.capture.huggingface import capture_architecture
 
-    architecture = read_architecture(directory, max_parameters=8 * len(manifest.tensors) + 1000)
+    architecture = read_architecture(directory, max_parameters=8 * len(manifest.tensors) + 200)
     return capture_architecture(
         architecture,
         dtypes={tensor.name: getattr(torch, tensor.dtype) for tensor in manifest.tensors},
