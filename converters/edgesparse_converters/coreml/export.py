@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgesparse.errors import ExportError, Unsupported, UsageError
+from edgesparse.errors import ExportError, UsageError
 from edgesparse.exporting import Artifact, nbytes_on_disk
 from edgesparse.runtime.modules import build_exportable
-from edgesparse_converters.coreml import compat, frontend, interface, translate
+from edgesparse_converters.coreml import interface, translate
+from edgesparse_converters.coreml.convert import combine, convert, save, trace
 from edgesparse_converters.coreml.forms import Choice, Form, block_shape
+from edgesparse_converters.coreml.stateful import Stateful
 
 if TYPE_CHECKING:
     from edgesparse.model import CompressedModel
 
 SYSTEMS = ("iOS18", "iOS26")
 """Deployment targets that know sparse and sub-byte constants; macOS 15 and 26 are the same."""
-
-METADATA_KEY = "edgesparse"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,17 @@ class Options:
         tables: Write 4-bit codes as indices into tables, which the Neural Engine prefers.
         fused_attention: Leave attention one operator; see ``frontend.lower``.
         tokens: Length of a language model's input; None takes the example's.
+        context: Places of a key/value cache that the package keeps as state; then it has two
+            functions, ``prefill`` and ``decode``. None writes one function without state.
+        prefill: Tokens that ``prefill`` takes at once.
     """
 
     system: str = "iOS18"
     tables: bool = False
     fused_attention: bool = False
     tokens: int | None = None
+    context: int | None = None
+    prefill: int = 32
 
     def __post_init__(self) -> None:
         if self.system not in SYSTEMS:
@@ -52,18 +57,27 @@ class Options:
             )
         if self.tokens is not None and self.tokens < 1:
             raise UsageError(f"tokens is {self.tokens}, expected at least 1")
+        if self.context is not None and not 1 <= self.prefill <= self.context:
+            raise UsageError(
+                f"prefill is {self.prefill} tokens with a context of {self.context}; expected 1 to "
+                "the context"
+            )
+        if self.context is not None and self.tokens is not None:
+            raise UsageError("give tokens or a context: a package with a cache takes any length")
 
 
 def read_options(values: Mapping[str, Any]) -> Options:
     """Return options by name.
 
     Raises:
-        UsageError: A name that is no option.
+        UsageError: A name that is no option, or a value of another type.
     """
-    known = [field.name for field in fields(Options)]
-    for name in values:
-        if name not in known:
-            raise UsageError(f"coreml has no option {name!r}; known: {', '.join(known)}")
+    kinds = {field.name: str(field.type).split(" ")[0] for field in fields(Options)}
+    for name, value in values.items():
+        if name not in kinds:
+            raise UsageError(f"coreml has no option {name!r}; known: {', '.join(kinds)}")
+        if value is not None and type(value).__name__ != kinds[name]:
+            raise UsageError(f"option {name} is {value!r}, expected {kinds[name]}")
     return Options(**values)
 
 
@@ -74,24 +88,23 @@ def export(compressed: CompressedModel, path: Path, options: Options) -> Artifac
         Unsupported: Operators or inputs Core ML has no form for, by name.
         ExportError: coremltools fails for another reason.
     """
-    module = interface.wrap(build_exportable(compressed), compressed.captured)
-    inputs = interface.tensor_inputs(compressed.captured, tokens=options.tokens)
-    names = interface.output_names(module, inputs)
-    program = trace(module, inputs, options)
     storage = translate.Storage(
         bits={name: packed.spec.bits for name, packed in compressed.packed.items()},
         choice=Choice(tables=options.tables, late_scale=options.system == "iOS26"),
     )
-    with translate.storing(storage):
-        model = convert(program, names, options)
+    with translate.storing(storage), TemporaryDirectory(dir=path.parent) as folder:
+        parts = {}
+        for name, module, inputs in functions(compressed, options):
+            outputs = interface.output_names(module, inputs)
+            program = trace(module, inputs, fused_attention=options.fused_attention)
+            model = convert(program, outputs, system=options.system)
+            parts[name] = Path(folder) / f"{name}.mlpackage"
+            save(model, parts[name], storage.names)
+        if len(parts) > 1:
+            combine(parts, path, storage.names)
+        else:
+            next(iter(parts.values())).rename(path)
     _refuse_lost(compressed, storage)
-    model.user_defined_metadata[METADATA_KEY] = json.dumps(
-        {"version": version("edgesparse"), "weights": storage.names}
-    )
-    with compat.quiet():
-        model.save(str(path))
-    # A map from operators to torch nodes for ExecuTorch's debugger, as large as the program.
-    (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
     return Artifact(
         path=path,
         target="coreml",
@@ -102,50 +115,22 @@ def export(compressed: CompressedModel, path: Path, options: Options) -> Artifac
     )
 
 
-def trace(
-    module: torch.nn.Module, inputs: dict[str, torch.Tensor], options: Options
-) -> torch.export.ExportedProgram:
-    """Return the module as a graph coremltools can translate.
-
-    Raises:
-        Unsupported: torch cannot trace it, or operators have no translation.
-    """
-    compat.apply()
-    with compat.quiet():
-        try:
-            program = torch.export.export(module, (), inputs, strict=False)
-        except Exception as error:
-            # torch.export raises whatever the traced code or its own stages raise.
-            raise Unsupported(
-                f"torch.export cannot trace the model: {type(error).__name__}: {_line(error)}"
-            ) from error
-        return frontend.lower(program, fused_attention=options.fused_attention)
-
-
-def convert(
-    program: torch.export.ExportedProgram, outputs: tuple[str, ...], options: Options
-) -> Any:
-    """Return coremltools' model of a traced program, its outputs named.
-
-    Raises:
-        ExportError: coremltools fails.
-    """
-    import coremltools as ct
-
-    with compat.quiet():
-        try:
-            return ct.convert(
-                program,
-                outputs=[ct.TensorType(name=name) for name in outputs],
-                minimum_deployment_target=getattr(ct.target, options.system),
-                compute_precision=ct.precision.FLOAT16,
-                skip_model_load=True,
-            )
-        except Exception as error:
-            # coremltools raises bare ValueError, KeyError, AssertionError, … with its reasons.
-            raise ExportError(
-                f"coremltools cannot convert the model: {type(error).__name__}: {_line(error)}"
-            ) from error
+def functions(
+    compressed: CompressedModel, options: Options
+) -> Iterator[tuple[str, interface.Interface, dict[str, torch.Tensor]]]:
+    """Yield name, module and example inputs of every function of the package."""
+    captured = compressed.captured
+    module = build_exportable(compressed)
+    if options.context is None:
+        inputs = interface.tensor_inputs(captured, tokens=options.tokens)
+        yield "main", interface.wrap(module, captured), inputs
+        return
+    if captured.task != "causal-lm":
+        raise UsageError(f"{captured.name} is no language model; leave the context out")
+    model = interface.Interface(Stateful(module, captured, options.context), {})
+    for name, length in {"prefill": options.prefill, "decode": 1}.items():
+        tokens = torch.zeros(1, length, dtype=torch.int64)
+        yield name, model, {"input_ids": tokens, "positions": torch.arange(length)}
 
 
 def describe(form: Form) -> str:
@@ -190,8 +175,3 @@ def _notes(compressed: CompressedModel, storage: translate.Storage) -> tuple[str
         for bits, count in sorted(widened.items())
     ]
     return tuple(notes)
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:300] if text else "no reason given"

@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgesparse.errors import Unsupported
-from edgesparse_converters.coreml import compat
+from edgesparse_converters.coreml import translate
 
 REFUSED_ARGUMENTS = (torch.ops.aten.new_ones.default, torch.ops.aten.rms_norm.default)
 """Operators whose translator does not take what torch 2.13 passes; see ``compat``."""
@@ -32,7 +32,7 @@ def lower(program: ExportedProgram, *, fused_attention: bool = False) -> Exporte
     Raises:
         Unsupported: Operators remain that coremltools cannot translate, by name.
     """
-    compat.apply()
+    translate.register()
     program = program.run_decompositions({})
     available = torch.export.default_decompositions()
     chosen: dict[Any, Any] = {}

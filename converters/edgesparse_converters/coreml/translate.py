@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesparse_converters.coreml import compat
 from edgesparse_converters.coreml.forms import (
     CONST,
     DEFAULT_CHOICE,
@@ -68,11 +69,15 @@ def storing(storage: Storage) -> Iterator[Storage]:
 @cache
 def register() -> None:
     """Tell coremltools about the operators, once per process."""
+    compat.apply()
     from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
 
     register_torch_op(_dequantize, torch_alias=["edgesparse::dequantize", "edgesparse.dequantize"])
     register_torch_op(
         _sparse_values, torch_alias=["edgesparse::sparse_values", "edgesparse.sparse_values"]
+    )
+    register_torch_op(
+        _write_places, torch_alias=["edgesparse::write_places", "edgesparse.write_places"]
     )
 
 
@@ -99,6 +104,26 @@ def _sparse_values(context: Any, node: Any) -> None:
     _add(context, node, str(node.inputs[2]), form)
 
 
+def _write_places(context: Any, node: Any) -> None:
+    """Translate ``edgesparse::write_places(cache, new, start)``."""
+    from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+
+    cache, new, start = (context[name] for name in node.inputs)
+    place = mb.cast(x=start, dtype="int32")
+    end = mb.add(x=place, y=np.int32(new.shape[2]))
+    zeros = np.zeros(2, np.int32)
+    written = mb.slice_update(
+        x=cache,
+        update=new,
+        begin=mb.concat(values=[zeros, place, zeros[:1]], axis=0),
+        end=mb.concat(values=[zeros, end, zeros[:1]], axis=0),
+        begin_mask=[True, True, False, True],
+        end_mask=[True, True, False, True],
+        name=node.name,
+    )
+    context.add(written)
+
+
 def _constant(context: Any, node: Any, index: int) -> NDArray[Any]:
     return np.asarray(context[node.inputs[index]].val)
 
@@ -117,7 +142,7 @@ def _add(context: Any, node: Any, name: str, form: Form) -> None:
     key = _digest(form)
     storage = _STORAGE.get()
     if key not in emitted:
-        program_name = unique_name(name, set(storage.names.values()))
+        program_name = unique_name(name, {taken for taken, _ in emitted.values()})
         emitted[key] = program_name, emit(form, program_name)
     storage.written[name] = form
     storage.names[name], variable = emitted[key]

@@ -197,6 +197,8 @@ def test_a_packed_weight_that_is_never_read_is_refused(compressed, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"tables": "perhaps"}, "expected bool"),
+        ({"tokens": "many"}, "expected int"),
         ({"system": "iOS15"}, "iOS18 or iOS26"),
         ({"tokens": 0}, "at least 1"),
         ({"table": True}, "no option 'table'"),

@@ -4,10 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from edgesparse_converters.coreml.language import (
+    LanguageModel,
+    continue_tokens,
+    evaluate_package,
+    sampler,
+)
 from edgesparse_converters.coreml.package import Package
 
 import edgesparse as es
+from edgesparse.errors import SourceError, Unsupported, UsageError
 from edgesparse.exporting import EXPORTERS
+from edgesparse.runtime.modules import build_packed
+from edgesparse.runtime.text import tokenizer
 
 MODEL = Path(__file__).parents[3] / "examples/models/classics-4m"
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
@@ -53,3 +63,99 @@ def test_a_chosen_length(small, tmp_path):
     assert [named.type.shape for named in main.inputs] == [(1, 40)]
     outputs = EXPORTERS.get("coreml").run(artifact.path, {"input_ids": np.zeros((1, 40), np.int32)})
     assert outputs["logits"].shape == (1, 40, 4096)
+
+
+@pytest.fixture(scope="module")
+def stateful(small, tmp_path_factory):
+    path = tmp_path_factory.mktemp("stateful") / "classics.mlpackage"
+    return es.export(small, path=path, context=96, prefill=16)
+
+
+def test_prefill_and_decode_share_one_set_of_weights(artifact, stateful):
+    program = Package(stateful.path).program
+    assert set(program.functions) == {"prefill", "decode"}
+    weights = [(path / WEIGHTS).stat().st_size for path in (artifact.path, stateful.path)]
+    assert weights[1] < 1.01 * weights[0]
+
+
+def test_a_cache_changes_no_number(small, stateful):
+    verdict = es.validate(stateful, small)
+    assert verdict.ok, verdict
+    assert verdict.outputs[0].relative_error < 1e-4
+    assert verdict.outputs[1].relative_error < 5e-3
+
+
+def packed_continuation(small, prompt, tokens):
+    """Continue greedily with the packed model in torch, reading the whole prefix every time."""
+    module = build_packed(small)
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(tokens):
+            ids.append(int(module(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_generation_is_token_for_token_the_packed_models(small, stateful):
+    prompt = tokenizer(small.captured).encode("It was a dark evening when").ids
+    model = LanguageModel(stateful.path)
+    made = list(continue_tokens(model, prompt, tokens=64))
+    assert made == packed_continuation(small, prompt, 64)
+    # 64 steps, then the context of 96 ends it
+    longer = list(continue_tokens(model, prompt, tokens=1000))
+    assert len(longer) == 96 - len(prompt)
+    assert longer[:64] == made
+
+
+def test_sampling_repeats_itself_with_a_seed(stateful):
+    model = LanguageModel(stateful.path, precision="float16")
+    runs = [
+        list(continue_tokens(model, [5, 6, 7], tokens=12, choose=sampler(seed=seed)))
+        for seed in (1, 1, 2)
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_tokens_beyond_the_context_are_refused(stateful):
+    model = LanguageModel(stateful.path)
+    with pytest.raises(UsageError, match="expected 1 to 96"):
+        model.feed([0] * 97)
+    with pytest.raises(UsageError, match="expected 1 to 96"):
+        model.feed([])
+
+
+TEXT = MODEL.parents[1] / "data/validation.txt"
+
+
+def test_perplexity_of_the_package_is_the_packed_models(small, artifact, stateful):
+    window = {"text": TEXT, "window": 16, "max_windows": 6}
+    expected = es.evaluate(small, **window).perplexity
+    for path in (artifact.path, stateful.path):
+        found = evaluate_package(path, small, **window)
+        assert found.perplexity == pytest.approx(expected, rel=1e-3)
+        assert (found.windows, found.tokens) == (6, 90)
+    with pytest.raises(UsageError, match="tokens=17"):
+        evaluate_package(artifact.path, small, text=TEXT, window=17)
+
+
+def test_a_package_that_is_no_language_model(compressed, tmp_path):
+    linear = es.load(torch.nn.Linear(32, 32), example_inputs={"input": torch.zeros(1, 32)})
+    path = es.export(compressed(linear), path=tmp_path / "m.mlpackage").path
+    with pytest.raises(SourceError, match="not a language model"):
+        LanguageModel(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"context": 8, "prefill": 9}, "prefill is 9"),
+        ({"context": 8, "tokens": 4, "prefill": 4}, "tokens or a context"),
+    ],
+)
+def test_lengths_that_contradict_each_other(small, tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        es.export(small, path=tmp_path / "m.mlpackage", **options)
+
+
+def test_a_context_beyond_the_models_own(small, tmp_path):
+    with pytest.raises(Unsupported, match="made for 512"):
+        es.export(small, path=tmp_path / "m.mlpackage", context=513)
