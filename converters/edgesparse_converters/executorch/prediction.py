@@ -8,7 +8,7 @@ from edgesparse.planner.types import Plan, TensorPlan
 # Measured on programs of the bundled model and of small networks: methods, values and
 # instructions, and the alignment of segments.
 _FIXED_NBYTES = 16_000
-_NBYTES_PER_TENSOR = 2_500
+_NBYTES_PER_TENSOR = 3_200
 _FLOAT32_NBYTES = 4
 
 
@@ -27,8 +27,8 @@ def _weight_nbytes(planned: TensorPlan) -> int:
     if planned.spec is None:
         # A tied float32 weight is stored twice: for the lookup, and inside the delegate.
         return _FLOAT32_NBYTES * tensor.numel * (1 + _is_tied_embedding(tensor))
-    if planned.spec.name.startswith("bitmask") or planned.spec.bits < 4:
-        return planned.nbytes
+    if tensor.kind not in ("linear", "embedding"):
+        return _FLOAT32_NBYTES * tensor.numel  # a convolution is decoded
     return planned.nbytes
 
 
