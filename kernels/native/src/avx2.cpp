@@ -12,10 +12,33 @@ namespace edgesparse {
 
 struct Avx2 : Portable {
   static constexpr bool kOffset = true;
+  static constexpr bool kFused = true;
 
   struct Sums {
     __m256i low, high;
   };
+  struct Lanes {
+    __m256i first, second;  // code + 8
+  };
+
+  static Lanes low(const uint8_t* codes) { return low_nibbles(load_bytes(codes)); }
+  static Lanes high(const uint8_t* codes) { return high_nibbles(load_bytes(codes)); }
+  static Lanes expand_low(const uint8_t* codes, uint64_t mask) {
+    return low_nibbles(expand_bytes(codes, mask));
+  }
+  static Lanes expand_high(const uint8_t* codes, uint64_t mask) {
+    return high_nibbles(expand_bytes(codes, mask));
+  }
+  static Sums start(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+  static void dot_lanes(Sums& sums, const Lanes& lanes, const int8_t* digits) {
+    const auto* at = reinterpret_cast<const uint8_t*>(digits);
+    const __m256i four = _mm256_set1_epi32(static_cast<int>(load_u32(at)));
+    sums.low = _mm256_add_epi32(sums.low, products(lanes.first, four, 4));
+    sums.high = _mm256_add_epi32(sums.high, products(lanes.second, four, 4));
+  }
+  static Sums total(const Sums& even, const Sums& odd) {
+    return {_mm256_add_epi32(even.low, odd.low), _mm256_add_epi32(even.high, odd.high)};
+  }
 
   static void expand(const uint8_t* codes, uint64_t mask, int shift, int low, uint8_t* lanes) {
     const __m128i amount = _mm_cvtsi32_si128(shift);
@@ -77,6 +100,29 @@ struct Avx2 : Portable {
   }
 
  private:
+  static Lanes load_bytes(const uint8_t* codes) {
+    const auto* at = reinterpret_cast<const __m256i*>(codes);
+    return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
+  }
+  static Lanes expand_bytes(const uint8_t* codes, uint64_t mask) {
+    const uint64_t before = running_popcounts(mask) << 8;
+    __m128i parts[4];
+    for (int i = 0; i < 4; ++i)
+      parts[i] = _mm_unpacklo_epi64(eight(codes, before, 2 * i, mask >> (16 * i) & 255),
+                                    eight(codes, before, 2 * i + 1, mask >> (16 * i + 8) & 255));
+    return {_mm256_set_m128i(parts[1], parts[0]), _mm256_set_m128i(parts[3], parts[2])};
+  }
+  static __m256i offset_nibbles(__m256i bytes) {
+    return _mm256_xor_si256(_mm256_and_si256(bytes, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
+  }
+  static Lanes low_nibbles(const Lanes& bytes) {
+    return {offset_nibbles(bytes.first), offset_nibbles(bytes.second)};
+  }
+  static Lanes high_nibbles(const Lanes& bytes) {
+    return {offset_nibbles(_mm256_srli_epi16(bytes.first, 4)),
+            offset_nibbles(_mm256_srli_epi16(bytes.second, 4))};
+  }
+
   // Lanes 8 b to 8 b + 7, in the low half.
   static __m128i eight(const uint8_t* codes, uint64_t before, int b, unsigned mask) {
     const uint8_t* at = codes + (before >> (8 * b) & 255);

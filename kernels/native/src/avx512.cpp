@@ -11,7 +11,33 @@ namespace edgesparse {
 
 struct Avx512 : Portable {
   static constexpr bool kOffset = true;
+  static constexpr bool kFused = true;
   using Sums = __m512i;
+  using Lanes = __m512i;  // low: code + 8; high: 16 (code + 8)
+
+  static Lanes low(const uint8_t* codes) {
+    const __m512i nibbles = _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(15));
+    return _mm512_xor_si512(nibbles, _mm512_set1_epi8(8));
+  }
+  static Lanes high(const uint8_t* codes) {
+    const __m512i nibbles = _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(-16));
+    return _mm512_xor_si512(nibbles, _mm512_set1_epi8(-128));
+  }
+  // Nibbles first: an expand that loads takes longer than a load and an expand.
+  static Lanes expand_low(const uint8_t* codes, uint64_t mask) {
+    return _mm512_mask_expand_epi8(_mm512_set1_epi8(8), mask, low(codes));
+  }
+  static Lanes expand_high(const uint8_t* codes, uint64_t mask) {
+    return _mm512_mask_expand_epi8(_mm512_set1_epi8(-128), mask, high(codes));
+  }
+  static Sums start(int32_t value) { return _mm512_set1_epi32(value); }
+  static void dot_lanes(Sums& sums, Lanes lanes, const int8_t* digits) {
+    const auto* four = reinterpret_cast<const uint8_t*>(digits);
+    sums = _mm512_dpbusd_epi32(sums, lanes, _mm512_set1_epi32(static_cast<int>(load_u32(four))));
+  }
+  static Sums total(Sums even, Sums odd) {
+    return _mm512_add_epi32(even, _mm512_srai_epi32(odd, 4));
+  }
 
   static void expand(const uint8_t* codes, uint64_t mask, int shift, int low, uint8_t* lanes) {
     const __m512i bytes = _mm512_loadu_si512(codes);

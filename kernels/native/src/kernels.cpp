@@ -61,16 +61,28 @@ bool check_scales(const edgesparse_matrix& matrix, const edgesparse_buffer& scal
   return true;
 }
 
-// Largest magnitude of a group, or -1 when a value is not finite.
+// Largest magnitude of a group, or -1 when a value is not finite. Magnitudes are compared by their
+// bits, which order 0 < finite < infinity < NaN; and a loop of integers is one compilers vectorise.
 float largest(const float* x, int64_t count) {
-  float top = 0.0f;
-  bool finite = true;
+  int32_t top = 0;
   for (int64_t k = 0; k < count; ++k) {
-    const float magnitude = std::fabs(x[k]);
-    finite = finite && magnitude <= 3.4028234663852886e38f;
-    top = magnitude > top ? magnitude : top;
+    int32_t bits;
+    std::memcpy(&bits, x + k, sizeof bits);
+    bits &= 0x7FFFFFFF;
+    top = bits > top ? bits : top;
   }
-  return finite ? top : -1.0f;
+  if (top >= 0x7F800000) return -1.0f;
+  float magnitude;
+  std::memcpy(&magnitude, &top, sizeof magnitude);
+  return magnitude;
+}
+
+// The nearest integer, ties to even, of |x| < 2^22: the sum has no bits below 1 left.
+int32_t nearest(float x) {
+  const float shifted = x + 12582912.0f;  // 1.5 * 2^23
+  int32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  return bits - 0x4B400000;
 }
 
 // Digits of one row; see workspace.hpp. Rounding is to nearest, ties to even.
@@ -89,7 +101,7 @@ void quantize_row(const edgesparse_matrix& matrix, const float* x, int planes, u
     const float inverse = zero ? 0.0f : 1.0f / scale;
     int32_t sums[2] = {0, 0};
     for (int64_t k = begin; k < end; ++k) {
-      const int32_t value = zero ? 0 : static_cast<int32_t>(std::nearbyintf(x[k] * inverse));
+      const int32_t value = zero ? 0 : nearest(x[k] * inverse);
       const int32_t high = planes == 2 ? (value + 128) >> 8 : value;
       row[k] = static_cast<uint8_t>(high);
       sums[0] += high;
