@@ -76,7 +76,7 @@ def compress(
         CalibrationError: Missing or unusable calibration data, a weight or activation that is not
             finite; the message names the layer.
     """
-    started = time.monotonic()
+    started, where = time.monotonic(), _device(device)
     todo = {p.tensor.name: p for p in plan.tensors if p.spec is not None}
     model = captured.loader().float()
     _disable_cache(model)
@@ -85,7 +85,7 @@ def compress(
     batches = _batches(captured, calibration, needs, device, seed, windows, window)
     run = _Run(model, todo, progress, started)
     if todo:
-        calibrate(model, batches, needs, run.solve, device=_device(device))
+        calibrate(model, batches, needs, run.solve, device=where)
     stored = captured.weights()
     kept = {t.name: stored[t.name] for t in captured.tensors if t.name not in run.packed}
     metadata = {
