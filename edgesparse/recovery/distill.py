@@ -29,8 +29,8 @@ from edgesparse.recovery.student import Student, teacher_of
 
 _log = logging.getLogger(__name__)
 
-_WARMUP = 50
-_BEST_EVERY = 100
+_WARM_UP = 0.05  # of the allowance
+_VALIDATE_EVERY = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def recover(
     steps: int | None = None,
     validation: object = None,
     device: str = "cpu",
-    lr: float = 4e-4,
+    lr: float = 8e-4,
     batch: int = 8,
     accumulate: int = 1,
     window: int = 512,
@@ -97,15 +97,15 @@ def recover(
         validation: Held-out text: the best state on it is returned, and training ends when it has
             not improved ``patience`` times in a row, every 100 steps.
         device: ``cpu`` or ``cuda``; bfloat16 arithmetic where it is fast.
-        lr: Highest learning rate of the weights; after a warm-up of 50 steps it falls to zero with
-            a cosine over the allowance.
+        lr: Highest learning rate of the weights, reached after a twentieth of the allowance; over
+            the whole of it the rate falls to zero with a cosine.
         batch: Windows or examples in one forward pass.
         accumulate: Forward passes in one step.
         window: Tokens in a window.
         seed: Decides the windows.
         patience: See ``validation``.
-        checkpoint: A file to save the state in every minute and at the end, and to go on from if
-            it exists.
+        checkpoint: A file to save the state in every minute and when the run ends, however it
+            ends; and to go on from if it exists.
         progress: Called after every step.
 
     Raises:
@@ -143,6 +143,43 @@ def recover(
     )
 
 
+@dataclass
+class _Position:
+    """Where a run is; ``loss`` is a running mean."""
+
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+
+    def add(self, loss: float, seconds: float) -> None:
+        """Count one step done."""
+        self.step, self.seconds = self.step + 1, seconds
+        self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
+
+
+@dataclass
+class _Best:
+    """The best state by the held-out loss, and for how many checks there was no better."""
+
+    patience: int
+    least: float = math.inf
+    last: float | None = None
+    worse: int = 0
+    state: dict[str, Tensor] | None = None
+
+    def see(self, loss: float, student: Student) -> None:
+        """Take notice of one check."""
+        self.last = loss
+        self.worse = 0 if loss < self.least else self.worse + 1
+        if loss < self.least:
+            self.least, self.state = loss, _copy(student)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience has run out."""
+        return self.worse >= self.patience
+
+
 class _Loop:
     """One run of the optimizer."""
 
@@ -176,48 +213,46 @@ class _Loop:
         progress: Callable[[RecoveryProgress], None] | None,
     ) -> dict[str, float | int]:
         """Train until a limit; return what is worth recording."""
-        step, before = (0, 0.0) if saved is None else saved.restore(self._student, self._optimizer)
+        at = (
+            _Position()
+            if saved is None
+            else _Position(*saved.restore(self._student, self._optimizer))
+        )
         started = last_saved = time.monotonic()
-        mean, best, worse = math.nan, math.inf, 0
-        validation: float | None = None
-        best_state: dict[str, Tensor] | None = None
-        while (
-            fraction := limits.fraction(step, seconds := before + time.monotonic() - started)
-        ) < 1:
-            loss = self._step(draw, step, fraction)
-            mean = loss if math.isnan(mean) else 0.95 * mean + 0.05 * loss
-            step += 1
-            if held_out is not None and step % _BEST_EVERY == 0:
-                validation = self._validate(held_out)
-                worse = 0 if validation < best else worse + 1
-                if validation < best:
-                    best, best_state = validation, _copy(self._student)
-                if worse >= limits.patience:
-                    _log.info("step %d: no improvement for %d checks, stopping", step, worse)
-                    break
-            if saved is not None and time.monotonic() - last_saved > 60:
-                saved.write(self._student, self._optimizer, step, seconds)
-                last_saved = time.monotonic()
-            if progress is not None:
-                progress(
-                    RecoveryProgress(
-                        step=step,
-                        fraction=fraction,
-                        loss=mean,
-                        validation=validation,
-                        seconds=seconds,
+        before, best = at.seconds, _Best(limits.patience)
+        try:
+            while (fraction := limits.fraction(at.step, at.seconds)) < 1:
+                at.add(self._step(draw, at.step, fraction), before + time.monotonic() - started)
+                if held_out is not None and at.step % _VALIDATE_EVERY == 0:
+                    best.see(self._validate(held_out), self._student)
+                    if best.is_over:
+                        _log.info("step %d: the held-out loss stopped falling", at.step)
+                        break
+                if saved is not None and time.monotonic() - last_saved > 60:
+                    saved.write(self._student, self._optimizer, at.step, at.seconds)
+                    last_saved = time.monotonic()
+                if progress is not None:
+                    progress(
+                        RecoveryProgress(
+                            step=at.step,
+                            fraction=fraction,
+                            loss=at.loss,
+                            validation=best.last,
+                            seconds=at.seconds,
+                        )
                     )
-                )
-        total = before + time.monotonic() - started
-        if saved is not None:
-            saved.write(self._student, self._optimizer, step, total)
-        if held_out is not None and best_state is not None and self._validate(held_out) > best:
-            self._student.load_state_dict(best_state)
-        return {"steps": step, "seconds": round(total, 1), "loss": mean}
+        finally:
+            if saved is not None:
+                saved.write(self._student, self._optimizer, at.step, at.seconds)
+        if held_out is not None and best.state is not None:
+            best.see(self._validate(held_out), self._student)
+            self._student.load_state_dict(best.state)
+        return {"steps": at.step, "seconds": round(at.seconds, 1), "loss": at.loss}
 
     def _step(self, draw: Draw, step: int, fraction: float) -> float:
         """Take one optimizer step and return its loss."""
-        rate = min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * fraction))
+        warm = min(1.0, 0.02 + fraction / _WARM_UP)
+        rate = warm * 0.5 * (1 + math.cos(math.pi * fraction))
         for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * rate
         self._optimizer.zero_grad(set_to_none=False)

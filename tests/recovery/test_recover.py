@@ -1,0 +1,195 @@
+"""Recovery: what is trained, what is frozen, that what is measured is what ships."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import edgesparse as es
+from edgesparse.errors import CalibrationError, UsageError
+from edgesparse.model import CapturedModel, CompressedModel, TensorKind
+from edgesparse.recovery import RecoveryProgress, recover
+from edgesparse.recovery.latent import LatentWeight
+from edgesparse.recovery.loss import distance
+from edgesparse.runtime.modules import build_decoded
+
+TOKENS = torch.randint(0, 60, (2000,), generator=torch.Generator().manual_seed(0))
+HALF = es.Pattern(sparsity=0.5)
+
+
+@pytest.fixture(scope="module")
+def captured() -> CapturedModel:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=60, max_position_embeddings=64, initializer_range=0.2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    return es.load(LlamaForCausalLM(config).eval())
+
+
+def small(captured: CapturedModel, bits: int = 4, **options: object) -> CompressedModel:
+    rule = es.Rule(
+        kind=TensorKind.LINEAR, pattern=HALF, method="magnitude", quantizer="rtn",
+        bits=bits, group_size=16, **options,
+    )  # fmt: skip
+    return es.compress(captured, es.plan(captured, es.Recipe((rule,))))
+
+
+def divergence(captured: CapturedModel, compressed: CompressedModel) -> float:
+    tokens = TOKENS[:320].reshape(20, 16)
+    with torch.no_grad():
+        wanted = captured.loader().float()(input_ids=tokens)
+        return float(distance(build_decoded(compressed)(input_ids=tokens), wanted, logits=True))
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_the_divergence_falls_and_masks_and_formats_stay(
+    captured: CapturedModel, bits: int
+) -> None:
+    before = small(captured, bits)
+    after = recover(before, data=TOKENS, steps=60, batch=8, window=16, lr=1e-2)
+    assert divergence(captured, after) < 0.7 * divergence(captured, before)
+    for name, packed in before.packed.items():
+        assert after.packed[name].spec == packed.spec
+        assert np.array_equal(after.packed[name].codes.keep_mask, packed.codes.keep_mask)
+    assert after.nbytes == before.nbytes
+    assert after.metadata["recovery"]["steps"] == 60
+
+
+def test_scales_keep_their_eight_bits(captured: CapturedModel) -> None:
+    after = recover(small(captured), data=TOKENS, steps=5, batch=2, window=16, lr=1e-2)
+    changed = 0
+    for packed in after.packed.values():
+        scales = torch.from_numpy(packed.codes.scales).float()
+        assert torch.equal(scales, scales.bfloat16().float())
+        changed += scales.numel()
+    assert changed
+
+
+def test_the_same_steps_give_the_same_bytes(captured: CapturedModel) -> None:
+    before = small(captured)
+    first, second = (
+        recover(before, data=TOKENS, steps=4, batch=2, window=16, lr=1e-2) for _ in range(2)
+    )
+    for name, packed in first.packed.items():
+        assert np.array_equal(packed.decode(), second.packed[name].decode())
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    captured: CapturedModel, tmp_path: Path
+) -> None:
+    before, options = small(captured), {"data": TOKENS, "batch": 2, "window": 16, "lr": 1e-2}
+    whole = recover(before, steps=8, **options)
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(progress: RecoveryProgress) -> None:
+        if progress.step == 5:
+            raise Interrupted
+
+    # A run that is cut short and one that goes on have to follow the same schedule, so the first
+    # is given the same number of steps and stopped from outside.
+    file = tmp_path / "state.safetensors"
+    with pytest.raises(Interrupted):
+        recover(before, steps=8, checkpoint=file, progress=stop, **options)
+    assert file.exists()
+    resumed = recover(before, steps=8, checkpoint=file, **options)
+    for name, packed in whole.packed.items():
+        assert np.array_equal(packed.decode(), resumed.packed[name].decode())
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(
+    captured: CapturedModel, tmp_path: Path
+) -> None:
+    file = tmp_path / "state.safetensors"
+    file.write_bytes(b"not a checkpoint at all")
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        recover(small(captured), data=TOKENS, steps=1, batch=2, window=16, checkpoint=file)
+    file.unlink()
+    recover(small(captured), data=TOKENS, steps=1, batch=2, window=16, checkpoint=file)
+    with pytest.raises(CalibrationError, match="another model or plan"):
+        recover(small(captured, 16), data=TOKENS, steps=1, batch=2, window=16, checkpoint=file)
+
+
+def test_training_stops_when_the_held_out_text_gets_no_better(captured: CapturedModel) -> None:
+    noise = torch.randint(0, 60, (64,), generator=torch.Generator().manual_seed(9))
+    after = recover(
+        small(captured), data=noise, validation=TOKENS, steps=900, batch=2, window=16,
+        lr=3e-2, patience=1,
+    )  # fmt: skip
+    assert after.metadata["recovery"]["steps"] < 900
+
+
+def test_accumulated_batches_are_one_large_one(captured: CapturedModel) -> None:
+    before = small(captured)
+    losses: dict[int, list[float]] = {1: [], 2: []}
+    for parts in losses:
+        recover(
+            before, data=TOKENS, steps=3, batch=4, accumulate=parts, window=16, lr=1e-3,
+            progress=lambda p, parts=parts: losses[parts].append(p.loss),
+        )  # fmt: skip
+    assert all(math.isfinite(loss) for loss in losses[1] + losses[2])
+    assert losses[1] != losses[2]
+
+
+def test_a_model_that_is_no_language_model_learns_its_outputs() -> None:
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)).eval()
+    captured = es.load(model, example_inputs=torch.zeros(1, 32))
+    before = small(captured)
+    data = [torch.randn(16, 32, generator=torch.Generator().manual_seed(i)) for i in range(8)]
+    after = recover(before, data=data, steps=80, lr=4e-3)
+    with torch.no_grad():
+        wanted = model(data[0])
+        error = [
+            float((build_decoded(m)(data[0]) - wanted).square().mean()) for m in (before, after)
+        ]
+    assert error[1] < 0.6 * error[0]
+
+
+def test_no_limit_is_a_mistake(captured: CapturedModel) -> None:
+    with pytest.raises(UsageError, match="needs a limit"):
+        recover(small(captured), data=TOKENS)
+
+
+def test_too_little_text_is_refused(captured: CapturedModel) -> None:
+    with pytest.raises(CalibrationError, match="fewer than one window of 512"):
+        recover(small(captured), data=TOKENS[:100], steps=1)
+
+
+class TestLatentWeight:
+    def test_untrained_it_is_exactly_the_packed_weight(self, captured: CapturedModel) -> None:
+        for bits in (4, 16):
+            for packed in small(captured, bits).packed.values():
+                latent = LatentWeight(packed)
+                assert np.array_equal(latent().detach().numpy(), packed.decode())
+                again = latent.pack(packed.spec.pattern)
+                assert np.array_equal(again.decode(), packed.decode())
+
+    def test_by_hand_the_gradients_are_those_of_learned_step_sizes(
+        self, captured: CapturedModel
+    ) -> None:
+        packed = next(iter(small(captured).packed.values()))
+        latent = LatentWeight(packed)
+        with torch.no_grad():
+            latent.keep_mask[0, :3] = torch.tensor([True, True, False])
+            scale = latent.log_scales[0, 0].exp()
+            latent.values[0, :3] = torch.tensor([2.25, 90.0, 1.0]) * scale
+        weights = torch.zeros_like(latent.values)
+        weights[0, :3] = torch.tensor([1.0, 1.0, 1.0])
+        (latent().reshape(weights.shape) * weights).sum().backward()
+        assert latent.values.grad is not None
+        assert latent.values.grad[0, :3].tolist() == [1.0, 0.0, 0.0]  # inside, clipped, removed
+        assert latent.log_scales.grad is not None
+        # d/ds of s·clamp(round(w/s)) is round(v) - v inside and the code outside; times s for log s
+        wanted = ((2 - 2.25) + 7) * float(scale)
+        assert float(latent.log_scales.grad[0, 0]) == pytest.approx(wanted, rel=1e-3)
