@@ -98,7 +98,7 @@ def _of_case(
         differ = different_tokens(before, after)
         pair = f"{len(before.tokens)} tokens", f"{differ} of them differ"
         yield _change(name, "tokens", *pair, worse=limits.same_tokens)
-    if times and before.latency and after.latency:
+    if times and before.latency and after.latency and before.latency != after.latency:
         medians = before.latency.p50, after.latency.p50
         worse = medians[1] > medians[0] * (1 + limits.latency)
         yield _change(name, "median time", *(f"{ms:.3g} ms" for ms in medians), worse=worse)
