@@ -17,7 +17,6 @@ import edgesparse as es
 from edgesparse.errors import SourceError, Unsupported, UsageError
 from edgesparse.exporting import EXPORTERS
 from edgesparse.runtime.modules import build_packed
-from edgesparse.runtime.text import tokenizer
 
 MODEL = Path(__file__).parents[3] / "examples/models/classics-4m"
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
@@ -57,32 +56,47 @@ def test_the_prediction_is_close(small, artifact):
     assert predicted == pytest.approx(artifact.nbytes, rel=0.01)
 
 
-def test_a_chosen_length(small, tmp_path):
-    artifact = es.export(small, path=tmp_path / "long.mlpackage", tokens=40)
+def test_a_chosen_length(tiny, tmp_path):
+    artifact = es.export(tiny, path=tmp_path / "long.mlpackage", tokens=40)
     main = Package(artifact.path).program.functions["main"]
     assert [named.type.shape for named in main.inputs] == [(1, 40)]
     outputs = EXPORTERS.get("coreml").run(artifact.path, {"input_ids": np.zeros((1, 40), np.int32)})
-    assert outputs["logits"].shape == (1, 40, 4096)
+    assert outputs["logits"].shape == (1, 40, 96)
 
 
 @pytest.fixture(scope="module")
-def stateful(small, tmp_path_factory):
-    path = tmp_path_factory.mktemp("stateful") / "classics.mlpackage"
-    return es.export(small, path=path, context=96, prefill=16)
+def tiny(compressed):
+    """Grouped-query attention, tied head, random weights of a trained network's size."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=96,
+        initializer_range=0.3, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).half().float()
+    return compressed(es.load(model.eval()))
 
 
-def test_prefill_and_decode_share_one_set_of_weights(artifact, stateful):
+@pytest.fixture(scope="module")
+def stateful(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("stateful") / "tiny.mlpackage"
+    return es.export(tiny, path=path, context=80, prefill=16)
+
+
+def test_prefill_and_decode_share_one_set_of_weights(tiny, stateful, tmp_path):
     program = Package(stateful.path).program
     assert set(program.functions) == {"prefill", "decode"}
-    weights = [(path / WEIGHTS).stat().st_size for path in (artifact.path, stateful.path)]
-    assert weights[1] < 1.01 * weights[0]
+    alone = es.export(tiny, path=tmp_path / "alone.mlpackage").path / WEIGHTS
+    shared = stateful.path / WEIGHTS
+    assert shared.stat().st_size < 1.1 * alone.stat().st_size
 
 
-def test_a_cache_changes_no_number(small, stateful):
-    verdict = es.validate(stateful, small)
+def test_a_cache_changes_no_number(tiny, stateful):
+    verdict = es.validate(stateful, tiny)
     assert verdict.ok, verdict
     assert verdict.outputs[0].relative_error < 1e-4
-    assert verdict.outputs[1].relative_error < 5e-3
+    assert verdict.outputs[1].relative_error < 1e-2
 
 
 def packed_continuation(small, prompt, tokens):
@@ -95,14 +109,15 @@ def packed_continuation(small, prompt, tokens):
     return ids[len(prompt) :]
 
 
-def test_generation_is_token_for_token_the_packed_models(small, stateful):
-    prompt = tokenizer(small.captured).encode("It was a dark evening when").ids
+def test_generation_is_token_for_token_the_packed_models(tiny, stateful):
+    prompt = [7, 3, 90, 14, 55]
     model = LanguageModel(stateful.path)
     made = list(continue_tokens(model, prompt, tokens=64))
-    assert made == packed_continuation(small, prompt, 64)
-    # 64 steps, then the context of 96 ends it
+    assert made == packed_continuation(tiny, prompt, 64)
+    assert len(set(made)) > 5
+    # the context of 80 ends what has no end of its own
     longer = list(continue_tokens(model, prompt, tokens=1000))
-    assert len(longer) == 96 - len(prompt)
+    assert len(longer) == 75
     assert longer[:64] == made
 
 
@@ -117,22 +132,21 @@ def test_sampling_repeats_itself_with_a_seed(stateful):
 
 def test_tokens_beyond_the_context_are_refused(stateful):
     model = LanguageModel(stateful.path)
-    with pytest.raises(UsageError, match="expected 1 to 96"):
-        model.feed([0] * 97)
-    with pytest.raises(UsageError, match="expected 1 to 96"):
+    with pytest.raises(UsageError, match="expected 1 to 80"):
+        model.feed([0] * 81)
+    with pytest.raises(UsageError, match="expected 1 to 80"):
         model.feed([])
 
 
 TEXT = MODEL.parents[1] / "data/validation.txt"
 
 
-def test_perplexity_of_the_package_is_the_packed_models(small, artifact, stateful):
+def test_perplexity_of_the_package_is_the_packed_models(small, artifact):
     window = {"text": TEXT, "window": 16, "max_windows": 6}
     expected = es.evaluate(small, **window).perplexity
-    for path in (artifact.path, stateful.path):
-        found = evaluate_package(path, small, **window)
-        assert found.perplexity == pytest.approx(expected, rel=1e-3)
-        assert (found.windows, found.tokens) == (6, 90)
+    found = evaluate_package(artifact.path, small, **window)
+    assert found.perplexity == pytest.approx(expected, rel=1e-3)
+    assert (found.windows, found.tokens) == (6, 90)
     with pytest.raises(UsageError, match="tokens=17"):
         evaluate_package(artifact.path, small, text=TEXT, window=17)
 
@@ -151,11 +165,11 @@ def test_a_package_that_is_no_language_model(compressed, tmp_path):
         ({"context": 8, "tokens": 4, "prefill": 4}, "tokens or a context"),
     ],
 )
-def test_lengths_that_contradict_each_other(small, tmp_path, options, message):
+def test_lengths_that_contradict_each_other(tiny, tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
-        es.export(small, path=tmp_path / "m.mlpackage", **options)
+        es.export(tiny, path=tmp_path / "m.mlpackage", **options)
 
 
-def test_a_context_beyond_the_models_own(small, tmp_path):
-    with pytest.raises(Unsupported, match="made for 512"):
-        es.export(small, path=tmp_path / "m.mlpackage", context=513)
+def test_a_context_beyond_the_models_own(tiny, tmp_path):
+    with pytest.raises(Unsupported, match="made for 96"):
+        es.export(tiny, path=tmp_path / "m.mlpackage", context=97)
