@@ -247,4 +247,30 @@ def _byte_of(builder, words, c):
     return builder.uitofp(builder.and_(shifted, splat(SUMS, 255)), FLOATS)
 
 
+def _quarter(i):
+    """Sixteen of the 64 lanes, four rows, as floats."""
+
+    def emit(builder, lanes):
+        return builder.uitofp(pick(builder, lanes, range(16 * i, 16 * i + 16)), FLOATS)
+
+    return emit
+
+
+def _four_times(i):
+    """Elements 4 i to 4 i + 3, each four times."""
+    return lambda b, x: pick(b, x, [4 * i + lane // 4 for lane in range(16)])
+
+
+def _store_four(builder, at, stride, vector):
+    """Four floats at each of four addresses, ``stride`` bytes apart."""
+    for row in range(4):
+        store_at(builder, at, pick(builder, vector, range(4 * row, 4 * row + 4)))
+        at = builder.add(at, stride)
+    return ir.Constant(I64, 0)
+
+
+quarter_floats = tuple(operation(_quarter(i), f32x16, i8x64) for i in range(4))
+four_times = tuple(operation(_four_times(i), f32x16, f32x16) for i in range(4))
+store_four = operation(_store_four, address, address, address, f32x16)
+subtract_f = operation(lambda b, x, y: b.fsub(x, y), f32x16, f32x16, f32x16)
 byte_as_float = operation(_byte_of, f32x16, i32x16, address)

@@ -41,6 +41,13 @@ def matmul(
             go(isa, numbers, kind.planes, rows, threads, scratch, to)
 
 
+def decode(matrix: PackedMatrix, threads: int, out: NDArray[np.float32]) -> None:
+    """Write the weights into ``out``, float32 [N, K]."""
+    numbers = operand(matrix)
+    run = tiled.decode if threads == 1 else tiled.decode_parallel
+    run(_isa.best(), numbers, threads, _scratch(numbers, 1, 4, threads), out)
+
+
 _GROUP_MULTIPLE = {"nm4": 32, "n64": 128, "column16": 64, "block16x8": 128}
 
 

@@ -72,7 +72,17 @@ def matvec(
 
 
 def decode(matrix: AnyMatrix, *, out: NDArray[np.float32], threads: int = 1) -> None:
-    """Write the weights into ``out``, float32 [N, K]."""
+    """Write the weights into ``out``, float32 [N, K].
+
+    Raises:
+        ValueError: ``out`` has another type or shape.
+    """
+    if _jit.is_enabled() and isinstance(matrix, PackedMatrix) and _has_octets(matrix):
+        from edgesparse_kernels import dispatch
+
+        _expect(out, (matrix.rows, matrix.columns), "out")
+        dispatch.decode(matrix, threads, out)
+        return
     embedding(np.arange(matrix.rows, dtype=np.int64), matrix, out=out, threads=threads)
 
 

@@ -37,6 +37,7 @@ from edgesparse_kernels._simd import (
     bits_of,
     byte_as_float,
     float_of_bits,
+    four_times,
     fused,
     largest,
     load_float,
@@ -56,6 +57,7 @@ from edgesparse_kernels._simd import (
     or_lanes,
     popcount,
     prefetch,
+    quarter_floats,
     round_even,
     shift_lanes_2,
     shift_left,
@@ -63,8 +65,10 @@ from edgesparse_kernels._simd import (
     store_bytes,
     store_float,
     store_floats,
+    store_four,
     store_lanes,
     store_sums,
+    subtract_f,
     subtract_i,
     sum_i,
     to_float,
@@ -73,6 +77,10 @@ from edgesparse_kernels._simd import (
 )
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+
+_QUARTER0, _QUARTER1, _QUARTER2, _QUARTER3 = quarter_floats
+_REPEAT0, _REPEAT1, _REPEAT2, _REPEAT3 = four_times
 
 
 class Operand(NamedTuple):
@@ -685,6 +693,61 @@ def _float_batch(isa, m, batch, x_padded, scratch, thread, out, first, last):
             _store_tile(m, tile, load_floats(acc_at + 64 * row), out + 4 * row * m.rows)
 
 
+@jit
+def _store_cell(lanes, offset, scales, at, stride):
+    """Write the 16 rows of a cell's four columns to ``at``, rows ``stride`` bytes apart."""
+    step = 4 * stride
+    first = multiply(subtract_f(_QUARTER0(lanes), offset), _REPEAT0(scales))
+    second = multiply(subtract_f(_QUARTER1(lanes), offset), _REPEAT1(scales))
+    third = multiply(subtract_f(_QUARTER2(lanes), offset), _REPEAT2(scales))
+    fourth = multiply(subtract_f(_QUARTER3(lanes), offset), _REPEAT3(scales))
+    store_four(at, stride, first)
+    store_four(at + step, stride, second)
+    store_four(at + 2 * step, stride, third)
+    store_four(at + 3 * step, stride, fourth)
+
+
+@jit
+def _decode_tiles(isa, m, scratch, thread, out, first, last):
+    """Write the rows of the tiles ``first:last`` into ``out`` [N, K]."""
+    lanes = (np.int64(scratch.lanes[thread].ctypes.data) + 63) // 64 * 64
+    edge = scratch.acc[thread]
+    edge_at, out_at = np.int64(edge.ctypes.data), np.int64(out.ctypes.data)
+    at, at_high = scratch.streams[thread, 0], scratch.streams[thread, 1]
+    offset = all_floats(np.float32(1 << (m.bits - 1)))
+    for tile in range(first, last):
+        _begin_streams(m, tile, m.codes, m.offsets, 2 if m.bits == 3 else m.bits, at)
+        if m.bits == 3:
+            _begin_streams(m, tile, m.codes_high, m.offsets_high, 1, at_high)
+        rows = min(16, m.rows - 16 * tile)
+        for group in range(m.groups):
+            scales = load_halves(m.scales + 32 * (tile * m.groups + group))
+            begin = group * m.group_size // 4
+            end = min(begin + m.group_size // 4, m.quads)
+            for quad in range(begin, end, CHUNK):
+                count = min(CHUNK, end - quad)
+                _decode_group(isa, m, tile, quad, count, at, at_high, lanes)
+                for i in range(count):
+                    column = 4 * (quad + i)
+                    cell = load_lanes(lanes + 64 * i)
+                    if rows == 16 and column + 4 <= m.columns:
+                        to = out_at + 4 * (16 * tile * m.columns + column)
+                        _store_cell(cell, offset, scales, to, 4 * m.columns)
+                    elif column < m.columns:  # only what belongs to the matrix
+                        _store_cell(cell, offset, scales, edge_at, 16)
+                        for row in range(rows):
+                            for c in range(min(4, m.columns - column)):
+                                out[16 * tile + row, column + c] = edge[row // 4, 4 * (row % 4) + c]
+
+
+def _decode(isa, m, threads, scratch, out):
+    """Write the weights into ``out``; ``scratch`` is for a batch of four."""
+    tiles = (m.rows + 15) // 16
+    for thread in prange(threads):
+        first, last = tiles * thread // threads, tiles * (thread + 1) // threads
+        _decode_tiles(isa, m, scratch, thread, out, first, last)
+
+
 def _multiply_integer(isa, m, planes, x, threads, scratch, out):
     """``out[b] = weights @ x[b]`` with activations of one or two planes of int8."""
     batch, tiles = len(x), (m.rows + 15) // 16
@@ -724,3 +787,4 @@ def _multiply_float(isa, m, x_padded, threads, scratch, out):
 
 multiply_integer, multiply_integer_parallel = serial_and_parallel(_multiply_integer)
 multiply_float, multiply_float_parallel = serial_and_parallel(_multiply_float)
+decode, decode_parallel = serial_and_parallel(_decode)

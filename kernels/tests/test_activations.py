@@ -50,6 +50,9 @@ def test_digits_by_hand():
 )
 def test_the_same_bits_everywhere(isa, make_matrix, name, shape, group_size):
     matrix, weights = make_matrix(name, *shape, group_size=group_size)
+    decoded = np.full(shape, np.nan, np.float32)
+    kernels.decode(matrix, out=decoded)
+    assert np.array_equal(decoded, weights)
     for batch in (1, 2, 5):
         x = draw((batch, shape[1]))
         for kind in INTEGERS:
