@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgesparse.pattern import Pattern
     from edgesparse.planner import Plan, plan
     from edgesparse.recipe import Recipe, Rule
+    from edgesparse.recovery import recover
     from edgesparse.runtime import evaluate, generate
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ _HOMES = {
     "generate": "runtime",
     "load": "capture",
     "plan": "planner",
+    "recover": "recovery",
     "validate": "exporting",
 }
 
@@ -68,6 +70,7 @@ __all__ = [
     "generate",
     "load",
     "plan",
+    "recover",
     "validate",
 ]
 
