@@ -3,6 +3,7 @@
 ``run PATH METHOD FOLDER CALLS``      in{i}.npz -> out{i}.npz
 ``generate PATH FOLDER TOKENS``       prompt.npy -> tokens.npy, logits.npy
 ``score PATH FOLDER``                 windows.npz -> losses.npy
+``profile PATH METHOD FOLDER RUNS``   in0.npz -> events.etdp
 """
 
 from __future__ import annotations
@@ -58,6 +59,18 @@ def score(path: str, folder: str) -> None:
     np.save(Path(folder) / "losses.npy", torch.cat(losses).numpy())
 
 
+def profile(path: str, method: str, folder: str, runs: str) -> None:
+    """Run the method and write the runtime's events."""
+    program = load_program(Path(path), trace=True)
+    loaded = program.load_method(method)
+    with np.load(Path(folder) / "in0.npz", allow_pickle=False) as stored:
+        inputs = [torch.from_numpy(stored[key]) for key in stored.files]
+    for _ in range(int(runs)):
+        loaded.execute(inputs)
+    events, buffers = (str(Path(folder) / name) for name in ("events.etdp", "buffers.bin"))
+    program.write_etdump_result_to_file(events, buffers)
+
+
 def _read(prefill: Method, tokens: NDArray[np.int64]) -> torch.Tensor:
     """Return the logits ``[T, V]`` of tokens read from position 0, a part at a time."""
     width = prefill.metadata.input_tensor_meta(0).sizes()[1]
@@ -78,6 +91,8 @@ if __name__ == "__main__":
     arguments = sys.argv[2:]
     if sys.argv[1] == "run":
         run(*arguments)
+    elif sys.argv[1] == "profile":
+        profile(*arguments)
     elif sys.argv[1] == "generate":
         generate(*arguments)
     else:

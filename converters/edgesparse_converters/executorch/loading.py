@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from executorch.runtime import Program
 
 
-def load_program(path: Path) -> Program:
+def load_program(path: Path, *, trace: bool = False) -> Program:
     """Open a ``.pte`` in the runtime of this process.
+
+    Args:
+        path: The ``.pte``.
+        trace: Whether the runtime records its events.
 
     The runtime verifies the flatbuffer but not the delegates' contents, which can still abort the
     process: files of unknown origin belong in ``session.execute``.
@@ -29,7 +33,8 @@ def load_program(path: Path) -> Program:
     missing = set(operators) - set(runtime.operator_registry.operator_names)
     if missing:
         raise SourceError(f"{path}: this runtime has no kernel for {', '.join(sorted(missing))}")
-    return runtime.load_program(path, verification=Verification.InternalConsistency)
+    options = {"enable_etdump": True} if trace else {}
+    return runtime.load_program(path, verification=Verification.InternalConsistency, **options)
 
 
 def register_kernels(operators: tuple[str, ...]) -> None:

@@ -47,14 +47,23 @@ def execute(
         UsageError: Inputs that the program does not have, or of another dtype or rank.
     """
     program = read_program(path)
-    metadata = read_metadata(program)
-    ordered = [_ordered(program, method, metadata.inputs, arrays) for arrays in inputs]
     with tempfile.TemporaryDirectory(prefix="edgesparse.") as folder:
-        for i, call in enumerate(ordered):
-            np.savez(Path(folder) / f"in{i}.npz", *call)
-        run_child(["run", str(path), method, folder, str(len(ordered))], path, timeout)
-        names = metadata.outputs
-        return [_outputs(Path(folder) / f"out{i}.npz", names) for i in range(len(ordered))]
+        store_inputs(program, method, inputs, Path(folder))
+        run_child(["run", str(path), method, folder, str(len(inputs))], path, timeout)
+        names = read_metadata(program).outputs
+        return [_outputs(Path(folder) / f"out{i}.npz", names) for i in range(len(inputs))]
+
+
+def store_inputs(program: Program, method: str, inputs: Sequence[Arrays], folder: Path) -> None:
+    """Write ``in{i}.npz`` for the child, each checked against the method's inputs.
+
+    Raises:
+        UsageError: Inputs that the method does not have, or of another dtype or shape.
+    """
+    names = read_metadata(program).inputs
+    ordered = [_ordered(program, method, names, arrays) for arrays in inputs]
+    for i, call in enumerate(ordered):
+        np.savez(folder / f"in{i}.npz", *call)
 
 
 def _ordered(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgesparse_converters.executorch import EXPORTER
+from edgesparse_converters.executorch.profiling import profile
 from edgesparse_converters.executorch.program import read_program
 
 from edgesparse.errors import SourceError, UsageError
@@ -104,3 +105,13 @@ def test_an_operator_without_a_kernel_is_told(tmp_path: Path, classics_packed: A
     path.write_bytes(data.replace(b"edgesparse::linear", b"edgesparse::linexr"))
     with pytest.raises(SourceError, match=r"no kernel for edgesparse::linexr\.activations_out"):
         EXPORTER.run(path, {"input_ids": np.zeros((1, 16), np.int64)})
+
+
+def test_where_the_time_goes(classics_packed: Artifact) -> None:
+    times = profile(classics_packed.path, {"input_ids": np.zeros((1, 16), np.int64)}, runs=2)
+    calls = {time.name: time.calls for time in times}
+    assert calls["edgesparse::linear.activations_out"] == 4 * 7 + 1
+    assert calls["edgesparse::embedding.out"] == 1
+    assert [time.milliseconds for time in times] == sorted(
+        (time.milliseconds for time in times), reverse=True
+    )
