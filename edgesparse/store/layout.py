@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from edgesparse.errors import FormatError
 
 ALIGNMENT = 64
+METADATA = "__metadata__"  # the one header key that is no tensor
 MAX_HEADER_NBYTES = 100_000_000  # the limit of the reference reader
 
 CODE_NBYTES = {
@@ -87,12 +88,15 @@ def lay_out(entries: Iterable[Entry]) -> Layout:
     """Give every tensor its place.
 
     Raises:
-        FormatError: A name is used twice, or the header exceeds what readers accept.
+        FormatError: A name is used twice or means something else in a header, or the header
+            exceeds what readers accept.
     """
     ordered = sorted(entries, key=_order)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {METADATA: {"format": "pt"}}
     end = 0
     for entry in ordered:
+        if entry.name == METADATA:
+            raise FormatError(f"a tensor cannot be called {METADATA!r} in safetensors; rename it")
         if entry.name in header:
             raise FormatError(f"two tensors are called {entry.name!r}; rename one")
         begin, end = end, end + entry.nbytes

@@ -24,6 +24,7 @@ from edgesparse.store.layout import (
     CODE_NBYTES,
     DTYPE_OF_CODE,
     MAX_HEADER_NBYTES,
+    METADATA,
     Entry,
     Layout,
     lay_out,
@@ -167,7 +168,7 @@ def _read_header(raw: NDArray[np.uint8], path: Path) -> tuple[dict[str, Entry], 
             "safetensors file"
         )
     header = parse_object(raw[8 : 8 + length].tobytes(), str(path))
-    header.pop("__metadata__", None)
+    header.pop(METADATA, None)
     entries, begins, spans = {}, {}, [(0, 0)]
     for name, fields in header.items():
         entry, (begin, end) = _entry(name, fields, path)

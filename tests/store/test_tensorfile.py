@@ -12,11 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from edgesparse.errors import CorruptPack, FormatError
-from edgesparse.store.layout import CODE_OF_DTYPE, Entry, lay_out, safetensors_nbytes
+from edgesparse.store.layout import CODE_OF_DTYPE, METADATA, Entry, lay_out, safetensors_nbytes
 from edgesparse.store.tensorfile import TensorFile, write_tensor_file
 
 DTYPES = [dtype for dtype in CODE_OF_DTYPE if dtype not in ("uint16", "uint32", "uint64")]
-names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
+names = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12
+).filter(lambda name: name != METADATA)
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 entries = st.dictionaries(names, st.tuples(st.sampled_from(DTYPES), shapes), max_size=8).map(
     lambda items: [Entry(name, dtype, shape) for name, (dtype, shape) in items.items()]
@@ -57,6 +59,11 @@ def test_one_small_file_by_hand(tmp_path: Path) -> None:
     assert raw[256:] == bytes(range(64)) + np.float32(1.5).tobytes() + bytes(range(3))
     assert safetensors_nbytes([Entry("b", "uint8", (3,)), Entry("a", "float32", (1,)),
                                Entry("big", "uint8", (64,))]) == len(raw)  # fmt: skip
+
+
+def test_a_name_the_format_needs_itself_is_refused() -> None:
+    with pytest.raises(FormatError, match="cannot be called '__metadata__'"):
+        safetensors_nbytes([Entry(METADATA, "bool", ())])
 
 
 @given(entries)
