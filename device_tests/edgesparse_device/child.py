@@ -28,7 +28,8 @@ Arrays = Sequence[NDArray[Any]]
 Call = Callable[[], Arrays]
 RUNTIMES = {
     "executorch": ("executorch.runtime", "edgesparse_converters.executorch.loading"),
-    "coreml": ("edgesparse_converters.coreml",),
+    "coreml": ("edgesparse_converters.coreml.execute",),
+    "coreml, native": ("coremltools",),
 }
 
 
@@ -61,12 +62,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=0)
     parser.add_argument("--input", nargs=3, action="append", default=[])
     parser.add_argument("--name", action="append", default=[])
+    parser.add_argument("--native", action="store_true")
     return parser.parse_args(arguments)
 
 
 def _run(job: argparse.Namespace) -> None:
     inputs = _read_inputs(job.input)
-    load = _package(job, inputs) if job.model.is_dir() else _program(job, inputs)
+    prepare = _native_package if job.native else _package if job.model.is_dir() else _program
+    load = prepare(job, inputs)
     base = _memory("VmRSS")
     _reset_peak()
     start = time.perf_counter()
@@ -125,11 +128,40 @@ def _program(job: argparse.Namespace, inputs: Arrays) -> Callable[[], Call]:
 
 
 def _package(job: argparse.Namespace, inputs: Arrays) -> Callable[[], Call]:
-    """Return what loads a ``.mlpackage``; the host executor reads it anew at every call."""
-    from edgesparse.exporting import run
+    """Return what loads a ``.mlpackage`` into the host executor."""
+    from edgesparse_converters.coreml.execute import Executor
 
     named = dict(zip(job.name, inputs, strict=True))
-    return lambda: lambda: [np.asarray(array) for array in run(job.model, named).values()]
+
+    def load() -> Call:
+        executor = Executor(job.model)
+        return lambda: [np.asarray(array) for array in executor.run(named).values()]
+
+    return load
+
+
+def _native_package(job: argparse.Namespace, inputs: Arrays) -> Callable[[], Call]:
+    """Return what loads a ``.mlpackage`` into a Mac's own Core ML."""
+    import coremltools
+
+    # Core ML takes no 64-bit integers; converters declare such inputs as int32.
+    narrow = {"int64": np.int32, "bool": np.int32}
+    named = {
+        name: array.astype(narrow.get(array.dtype.name, array.dtype))
+        for name, array in zip(job.name, inputs, strict=True)
+    }
+
+    def load() -> Call:
+        model = coremltools.models.MLModel(str(job.model))
+        order = [output.name for output in model.get_spec().description.output]
+
+        def call() -> Arrays:
+            outputs = model.predict(named)
+            return [np.asarray(outputs[name]) for name in order]
+
+        return call
+
+    return load
 
 
 def _array(value: object) -> NDArray[Any]:

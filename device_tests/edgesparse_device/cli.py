@@ -108,6 +108,8 @@ def run(
     A device that fails does not keep the others from running. Exits 1 when a case is wrong, a
     device failed, or the budget is broken.
     """
+    from rich.text import Text
+
     from edgesparse_device.bundle import open_bundle
     from edgesparse_device.comparing import agreement
     from edgesparse_device.device import Effort, devices_named
@@ -125,8 +127,8 @@ def run(
     else:
         for record in results:
             show(record_title(record), *([record_table(record)] if record.cases else []))
-            show(record.verdict, "")
-        show(*agreement(results))
+            show(Text(record.verdict), "")
+        show(*map(Text, agreement(results)))
     bad = [record.device.name for record in results if not record.ok]
     if bad:
         raise DeviceError("; ".join(f"{r.device.name}: {r.verdict}" for r in results if not r.ok))

@@ -26,9 +26,10 @@ def input_shapes(inspected: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     Raises:
         SourceError: It does not say.
     """
-    tensors = inspected.get("inputs")
-    if tensors is None:
-        tensors = inspected.get("methods", {}).get("forward", {}).get("inputs")
+    tensors = inspected.get("methods", {}).get("forward", {}).get("inputs")
+    for function in inspected.get("functions", ()):
+        if function["name"] == inspected["default_function"]:
+            tensors = function["inputs"]
     if not tensors:
         raise SourceError("the artifact does not say which inputs it takes; export it again")
     return {str(tensor["name"]): tuple(int(n) for n in tensor["shape"]) for tensor in tensors}

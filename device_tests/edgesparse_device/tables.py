@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from edgesparse.budget import format_size
 from edgesparse.report.tables import columns
@@ -20,14 +20,14 @@ def device_table(devices: Iterable[Listed]) -> Table:
     table = columns("device", "processor", "system or what is missing", left=3)
     for device in devices:
         if device.info is None:
-            table.add_row(escape(device.name), NOTHING, f"[dim]{escape(device.reason)}[/dim]")
+            table.add_row(Text(device.name), NOTHING, Text(device.reason, style="dim"))
         else:
             info = device.info
             emulated = ", emulated" if info.emulated else ""
             table.add_row(
-                escape(device.name),
-                escape(f"{info.abi}{emulated}"),
-                escape(", ".join(filter(None, (info.cpu, info.os)))),
+                Text(device.name),
+                Text(f"{info.abi}{emulated}"),
+                Text(", ".join(filter(None, (info.cpu, info.os)))),
             )
     table.columns[2].no_wrap = False
     return table
@@ -43,14 +43,20 @@ def record_table(record: Record) -> Table:
     return table
 
 
-def _case_cells(case: CaseResult, *, emulated: bool) -> list[str]:
-    mark = "[green]ok[/green]" if case.status is Status.OK else f"[red]{case.status}[/red]"
-    name = escape(case.name)
+def _case_cells(case: CaseResult, *, emulated: bool) -> list[str | Text]:
+    mark = Text(str(case.status), style="green" if case.status is Status.OK else "red")
+    name = Text(case.name)
     if not case.outputs:
         return [mark, name, *[NOTHING] * 7]
     worst = max(output.max_abs for output in case.outputs)
     agreement = case.token_agreement if case.tokens else case.outputs[0].top1
-    cells = [mark, name, f"{case.relative:.1e}", f"{worst:.1e}", percent(agreement)]
+    cells: list[str | Text] = [
+        mark,
+        name,
+        f"{case.relative:.1e}",
+        f"{worst:.1e}",
+        percent(agreement),
+    ]
     if emulated:
         cells += [NOTHING, "emulated", "emulated"]
     elif case.latency is not None and case.load_ms is not None:
@@ -62,20 +68,20 @@ def _case_cells(case: CaseResult, *, emulated: bool) -> list[str]:
     return [*cells, NOTHING if peak is None else format_size(peak)]
 
 
-def record_title(record: Record) -> str:
+def record_title(record: Record) -> Text:
     """Return the line over a record's table."""
     device = record.device
     kind = f"{device.abi}, emulated" if device.emulated else device.abi
     what = ", ".join(filter(None, (kind, device.cpu)))
     file = f"{record.artifact}, {format_size(record.file_nbytes)}"
-    return f"[bold]{escape(device.name)}[/bold]  ·  {escape(what)}  ·  {escape(file)}"
+    return Text(device.name, style="bold").append(f"  ·  {what}  ·  {file}", style="not bold")
 
 
 def change_table(changes: Iterable[Change]) -> Table:
     """Return one line per change, those outside the tolerance marked."""
     table = columns("", "case", "what", "before", "after", left=3)
     for change in changes:
-        mark = "[red]worse[/red]" if change.worse else ""
+        mark = Text("worse" if change.worse else "", style="red")
         cells = (change.case or "all", change.what, change.before, change.after)
-        table.add_row(mark, *map(escape, cells))
+        table.add_row(mark, *map(Text, cells))
     return table

@@ -63,10 +63,20 @@ class HostDevice:
 
 
 class HostSession:
-    """A bundle whose cases run in child processes."""
+    """A bundle whose cases run in child processes.
 
-    def __init__(self, bundle: Bundle, folder: Path, info: DeviceInfo) -> None:
+    Args:
+        bundle: The bundle; it stays where it is.
+        folder: Where results go.
+        info: The device.
+        native: Whether a Mac's own Core ML runs the packages, not the host executor.
+    """
+
+    def __init__(
+        self, bundle: Bundle, folder: Path, info: DeviceInfo, *, native: bool = False
+    ) -> None:
         self._bundle = bundle
+        self._native = native
         self._folder = folder
         self.info = info
 
@@ -85,9 +95,13 @@ class HostSession:
         )
         for spec in case.inputs:
             arguments.append(f"--name={spec.name}")
+        target = self._bundle.target
+        if self._native:
+            arguments.append("--native")
+            target += ", native"
         finished = shared().run(
             arguments,
-            target=self._bundle.target,
+            target=target,
             stderr=out / "stderr.txt",
             timeout=effort.limit + GRACE,
         )

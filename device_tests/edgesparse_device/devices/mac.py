@@ -7,11 +7,13 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from edgesparse.errors import DeviceError, UsageError
 from edgesparse_device.bundle import Bundle
 from edgesparse_device.device import Session
-from edgesparse_device.devices.host import HostDevice
+from edgesparse_device.devices.host import HostSession
 from edgesparse_device.machine import cpu, operating_system, versions
 from edgesparse_device.record import DeviceInfo
 
@@ -47,9 +49,8 @@ class MacDevice:
     @contextmanager
     def open(self, bundle: Bundle) -> Iterator[Session]:
         """Give a session whose cases run in processes of their own."""
-        with HostDevice().open(bundle) as session:
-            session.info = self.describe()
-            yield session
+        with TemporaryDirectory(prefix="edgesparse-mac-") as folder:
+            yield HostSession(bundle, Path(folder), self.describe(), native=True)
 
 
 class MacKind:
