@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -134,11 +136,19 @@ def operand(matrix: PackedMatrix) -> tiled.Operand:
 
 
 def _scratch(m: tiled.Operand, planes: int, batch: int, threads: int) -> tiled.Scratch:
-    """Return room for one call."""
+    """Return room for one call, which nothing else of this thread uses meanwhile."""
+    return _room(threading.get_ident(), m.quads, m.groups, planes, batch, threads)
+
+
+# Kept from call to call: making seven arrays takes as long as a small product.
+@lru_cache(maxsize=32)
+def _room(
+    caller: int, quad_count: int, groups: int, planes: int, batch: int, threads: int
+) -> tiled.Scratch:
     return tiled.Scratch(
-        digits=np.zeros((batch, planes * 4 * m.quads), np.int8),
-        scales=np.empty((batch, m.groups), np.float32),
-        sums=np.empty((batch, planes * m.groups), np.int32),
+        digits=np.empty((batch, planes * 4 * quad_count), np.int8),
+        scales=np.empty((batch, groups), np.float32),
+        sums=np.empty((batch, planes * groups), np.int32),
         lanes=np.empty((threads, CELL * tiled.CHUNK + CELL), np.uint8),
         streams=np.empty((threads, 2, 8), np.int64),
         totals=np.empty((threads, planes * batch + 3, 16), np.int32),

@@ -247,7 +247,6 @@ def _run(isa, m, planes, x, threads, digits, scales, sums, packed, out):
     for row in range(len(x)):
         x_at = np.int64(x.ctypes.data) + 4 * row * m.columns
         out_at = np.int64(out.ctypes.data) + 4 * row * m.rows
-        digits[:] = 0
         _quantize(m, planes, x_at, digits, scales, sums)
         at = np.int64(digits.ctypes.data)
         for thread in prange(threads):

@@ -152,10 +152,15 @@ def _quantize(m, planes, x, digits, scales, sums):
     """Digits [planes, padded K] int8, scales [G] and digit sums [planes, G] of one row ``x``."""
     padded, at = 4 * m.quads, np.int64(digits.ctypes.data)
     full = np.float32(32512) if planes == 2 else np.float32(127)
+    for plane in range(planes):
+        digits[plane * padded + m.columns : (plane + 1) * padded] = 0
     for group in range(m.groups):
         begin, end = group * m.group_size, min((group + 1) * m.group_size, m.columns)
         scale, inverse = _scale(x, begin, end, full)
         scales[group] = scale
+        if inverse == 0:
+            for plane in range(planes):
+                digits[plane * padded + begin : plane * padded + end] = 0
         times = all_floats(inverse)
         high_total, low_total = no_sums(), no_sums()
         high_rest, low_rest = np.int32(0), np.int32(0)

@@ -90,6 +90,17 @@ def test_threads_and_batches_change_nothing(make_matrix, batch):
             assert np.array_equal(product(x, matrix, kind), alone)
 
 
+def test_nothing_is_left_of_the_call_before(isa, make_matrix):
+    """Room to work in is kept: neither longer rows nor values where now are zeros may show."""
+    x = draw((1, 128))
+    longer, _ = make_matrix("dense4", 16, 128)
+    for kind in INTEGERS:
+        product(x, longer, kind)
+        shorter, _ = make_matrix("dense4", 16, 70)
+        part = np.where(np.arange(70) < 32, 0, x[:, :70]).astype(np.float32)
+        assert np.array_equal(product(part, shorter, kind), activations.matmul(part, shorter, kind))
+
+
 def test_sixteen_bits_are_nearly_exact(make_matrix):
     matrix, weights = make_matrix("dense4", 64, 512, group_size=128)
     x = draw((1, 512))
