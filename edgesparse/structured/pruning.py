@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edgesparse.calibrate import calibration_batches
 from edgesparse.capture.module import capture_module
-from edgesparse.errors import RecipeError, UsageError
+from edgesparse.errors import CalibrationError, RecipeError, UsageError
 from edgesparse.model import CapturedModel
 from edgesparse.structured.groups import Group, find_groups
 from edgesparse.structured.surgery import cut, kept_channels
@@ -54,6 +54,7 @@ def prune_structured(
     Raises:
         RecipeError: ``keep`` or ``multiple`` out of range.
         UsageError: The model has no channels that can be cut.
+        CalibrationError: Unusable calibration data, or a refit that ran away.
     """
     if not 0 < keep <= 1 or multiple < 1:
         raise RecipeError(
@@ -79,9 +80,29 @@ def prune_structured(
         if refit:
             _refit(module, group, chosen[group], moments)
     cut(module, chosen)
+    _restore_dtypes(module, captured)
     small = capture_module(module.eval(), captured.example_inputs)
     source = replace(captured.source, kind="module", weights=(), recorded_sha256="")
     return replace(small, source=source, task=captured.task, config=captured.config)
+
+
+def _restore_dtypes(module: nn.Module, captured: CapturedModel) -> None:
+    """Bring every tensor back to its stored type, in place.
+
+    Raises:
+        CalibrationError: A refitted weight does not fit in it.
+    """
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, tensor in state.items():
+        info = captured.by_name.get(name)
+        if info is None:
+            continue
+        tensor.data = tensor.data.to(getattr(torch, info.dtype))
+        if not bool(torch.isfinite(tensor).all()):
+            raise CalibrationError(
+                f"{name}: a refitted weight exceeds {info.dtype}; give more calibration inputs, "
+                "or do not refit"
+            )
 
 
 def importance(module: nn.Module, group: Group, moments: Mapping[str, Tensor]) -> Tensor:

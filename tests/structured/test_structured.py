@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 import edgesparse
-from edgesparse.errors import RecipeError, UsageError
-from edgesparse.structured import cut, find_groups, prune_structured
+from edgesparse.errors import OutputExists, RecipeError, UsageError
+from edgesparse.structured import cut, find_groups, prune_structured, write_model
 from edgesparse.structured.pruning import importance
 from edgesparse.structured.surgery import kept_channels
 
@@ -121,16 +121,51 @@ class TestGroups:
         captured = edgesparse.load(module.eval(), example_inputs=torch.randn(shape))
         assert find_groups(captured) == ()
 
-    def test_a_llama(self):
-        transformers = pytest.importorskip("transformers")
-        config = transformers.LlamaConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-            vocab_size=64, max_position_embeddings=32,
-        )  # fmt: skip
-        captured = edgesparse.load(transformers.AutoModelForCausalLM.from_config(config))
-        groups = find_groups(captured)
+    def test_a_llama(self, llama):
+        groups = find_groups(llama)
         assert [group.size for group in groups] == [48, 48]
         assert all(len(group.members) == 3 for group in groups)
+
+
+@pytest.fixture
+def llama():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=64, max_position_embeddings=32,
+    )  # fmt: skip
+    return edgesparse.load(transformers.AutoModelForCausalLM.from_config(config).half())
+
+
+class TestWriting:
+    def test_a_cut_llama_is_a_model_directory(self, llama, tmp_path):
+        small = prune_structured(llama, keep=0.5)
+        assert small.task == "causal-lm"
+        again = edgesparse.load(write_model(small, tmp_path / "small"))
+        assert again.config["intermediate_size"] == 24
+        assert {t.dtype for t in again.tensors} == {"float16"}
+        tokens = torch.arange(9)[None]
+        torch.testing.assert_close(
+            again.loader().float()(tokens).logits, small.loader().float()(tokens).logits
+        )
+
+    def test_layers_of_different_sizes_have_no_configuration(self, llama, tmp_path):
+        module = llama.loader()
+        first, _ = find_groups(llama)
+        cut(module, {first: torch.arange(8)})
+        small = edgesparse.load(module)
+        with pytest.raises(UsageError, match="cannot say the shapes"):
+            write_model(small, tmp_path / "small")
+        assert not (tmp_path / "small").exists()
+
+    def test_other_modules_are_refused(self, tmp_path):
+        with pytest.raises(UsageError, match="no transformers model"):
+            write_model(capture("gated"), tmp_path / "small")
+
+    def test_nothing_is_replaced(self, llama, tmp_path):
+        with pytest.raises(OutputExists):
+            write_model(prune_structured(llama, keep=0.5), tmp_path)
 
 
 class TestCut:
