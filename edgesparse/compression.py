@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import edgesparse
 from edgesparse.calibrate import Statistic, Statistics, calibrate, calibration_batches
 from edgesparse.calibrate.inputs import as_matrix
+from edgesparse.calibrate.record import disable_cache
 from edgesparse.calibrate.windows import Batch, digest
 from edgesparse.errors import CalibrationError, UsageError
 from edgesparse.model import CapturedModel, CompressedModel
@@ -79,7 +80,7 @@ def compress(
     started, where = time.monotonic(), _device(device)
     todo = {p.tensor.name: p for p in plan.tensors if p.spec is not None}
     model = captured.loader().float()
-    _disable_cache(model)
+    disable_cache(model)
     _require_finite(model, todo)
     needs = _needs_by_module(model, todo, measured=calibration is not None)
     batches = _batches(captured, calibration, needs, device, seed, windows, window)
@@ -238,13 +239,6 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise UsageError(f"device {name!r} is not known; use 'cpu' or 'cuda'") from None
-
-
-def _disable_cache(model: nn.Module) -> None:
-    """Keep a language model from carrying keys and values from one pass into the next."""
-    config: Any = getattr(model, "config", None)
-    if config is not None and hasattr(config, "use_cache"):
-        config.use_cache = False
 
 
 def _samples(batches: list[Batch]) -> int:

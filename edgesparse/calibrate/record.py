@@ -81,6 +81,13 @@ def call_model(model: nn.Module, batch: Batch, device: torch.device) -> Any:
     return model(**moved)
 
 
+def disable_cache(model: nn.Module) -> None:
+    """Keep a language model from carrying keys and values from one pass into the next."""
+    config: Any = getattr(model, "config", None)
+    if config is not None and hasattr(config, "use_cache"):
+        config.use_cache = False
+
+
 def first_float_dtype(model: nn.Module) -> torch.dtype:
     """Return the type the model computes in; float32 if it has no parameters."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

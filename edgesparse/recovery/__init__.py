@@ -4,6 +4,7 @@
 block at a time against the dense block's outputs, for models too large for the former.
 """
 
+from edgesparse.recovery.blockwise import BlockProgress, recover_blockwise
 from edgesparse.recovery.distill import RecoveryProgress, recover
 
-__all__ = ["RecoveryProgress", "recover"]
+__all__ = ["BlockProgress", "RecoveryProgress", "recover", "recover_blockwise"]

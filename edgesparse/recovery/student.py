@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from edgesparse.calibrate.record import disable_cache
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.packed import PackedTensor
 from edgesparse.recovery.latent import LatentWeight
@@ -82,12 +83,16 @@ def _plain(compressed: CompressedModel) -> nn.Module:
     """Return the structure in float32 with its kept tensors; the packed ones are overridden."""
     from edgesparse.runtime.modules import build_decoded
 
-    return build_decoded(compressed).requires_grad_(False)
+    model = build_decoded(compressed).requires_grad_(False)
+    disable_cache(model)
+    return model
 
 
 def teacher_of(captured: CapturedModel, device: torch.device) -> nn.Module:
     """Return the dense model, frozen, in float32 on ``device``."""
-    return captured.loader().float().requires_grad_(False).eval().to(device)
+    model = captured.loader().float().requires_grad_(False).eval().to(device)
+    disable_cache(model)
+    return model
 
 
 def _key(name: str) -> str:
