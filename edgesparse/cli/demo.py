@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = EXAMPLES / "models" / "classics-4m"
 BUDGET = Budget(file="2.2MB")
-CALIBRATION_WINDOWS = 64
+CALIBRATION_WINDOWS = 32
 PROMPT = "It was a dark evening when"
 ARTIFACTS = ("demo.pte", "demo.mlpackage")
 

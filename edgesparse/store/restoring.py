@@ -70,7 +70,8 @@ def _structure(
     if manifest.source_kind != "huggingface" or "config.json" not in manifest.files:
         raise SourceError(
             f"{directory}: made from {manifest.source_location!r}, which cannot be rebuilt from "
-            "these files, and code is never imported unasked; pass it again as source"
+            "these files, and code is never imported unasked; name it again with --source, in "
+            "Python source="
         )
     return _from_config(directory, manifest)
 
