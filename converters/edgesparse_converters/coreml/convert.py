@@ -18,9 +18,19 @@ METADATA_KEY = "edgesparse"
 
 
 def trace(
-    module: torch.nn.Module, inputs: dict[str, torch.Tensor], *, fused_attention: bool
+    module: torch.nn.Module,
+    inputs: dict[str, torch.Tensor],
+    *,
+    fused_attention: bool,
+    open_sizes: dict[str, dict[int, Any]] | None = None,
 ) -> torch.export.ExportedProgram:
     """Return the module as a graph coremltools can translate.
+
+    Args:
+        module: The module; takes ``inputs`` by name.
+        inputs: Example inputs.
+        fused_attention: See ``frontend.lower``.
+        open_sizes: ``torch.export.Dim`` of each open axis, by input and axis.
 
     Raises:
         Unsupported: torch cannot trace it, or operators have no translation.
@@ -28,7 +38,9 @@ def trace(
     compat.apply()
     with compat.quiet():
         try:
-            program = torch.export.export(module, (), inputs, strict=False)
+            program = torch.export.export(
+                module, (), inputs, dynamic_shapes=open_sizes, strict=False
+            )
         except Exception as error:
             # torch.export raises whatever the traced code or its own stages raise.
             raise Unsupported(
@@ -61,9 +73,9 @@ def convert(program: torch.export.ExportedProgram, outputs: tuple[str, ...], *, 
             ) from error
 
 
-def save(model: Any, path: Path, names: Mapping[str, str]) -> None:
-    """Write coremltools' model, with the names of the weights in its metadata."""
-    text = json.dumps({"version": version("edgesparse"), "weights": dict(names)})
+def save(model: Any, path: Path, record: Mapping[str, Any]) -> None:
+    """Write coremltools' model, with ``record`` in its metadata."""
+    text = json.dumps({"version": version("edgesparse"), **record})
     model.user_defined_metadata[METADATA_KEY] = text
     with compat.quiet():
         model.save(str(path))
@@ -71,7 +83,7 @@ def save(model: Any, path: Path, names: Mapping[str, str]) -> None:
     (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
 
-def combine(parts: Mapping[str, Path], path: Path, names: Mapping[str, str]) -> None:
+def combine(parts: Mapping[str, Path], path: Path, record: Mapping[str, Any]) -> None:
     """Write one package whose functions are those of ``parts``, constants shared."""
     import coremltools as ct
 
@@ -82,7 +94,7 @@ def combine(parts: Mapping[str, Path], path: Path, names: Mapping[str, str]) -> 
     whole = path.with_name(f"whole-{path.name}")
     with compat.quiet():
         ct.utils.save_multifunction(descriptor, str(whole))
-        save(ct.models.MLModel(str(whole), skip_model_load=True), path, names)
+        save(ct.models.MLModel(str(whole), skip_model_load=True), path, record)
     shutil.rmtree(whole)
 
 

@@ -37,6 +37,7 @@ class Options:
         tables: Write 4-bit codes as indices into tables, which the Neural Engine prefers.
         fused_attention: Leave attention one operator; see ``frontend.lower``.
         tokens: Length of a language model's input; None takes the example's.
+        flexible: Take any length from 2 to ``tokens``.
         context: Places of a key/value cache that the package keeps as state; then it has two
             functions, ``prefill`` and ``decode``. None writes one function without state.
         prefill: Tokens that ``prefill`` takes at once.
@@ -46,6 +47,7 @@ class Options:
     tables: bool = False
     fused_attention: bool = False
     tokens: int | None = None
+    flexible: bool = False
     context: int | None = None
     prefill: int = 32
 
@@ -62,6 +64,8 @@ class Options:
                 f"prefill is {self.prefill} tokens with a context of {self.context}; expected 1 to "
                 "the context"
             )
+        if self.flexible and (self.tokens or 0) < 2:
+            raise UsageError("flexible needs tokens, the longest input: at least 2")
         if self.context is not None and self.tokens is not None:
             raise UsageError("give tokens or a context: a package with a cache takes any length")
 
@@ -96,12 +100,18 @@ def export(compressed: CompressedModel, path: Path, options: Options) -> Artifac
         parts = {}
         for name, module, inputs in functions(compressed, options):
             outputs = interface.output_names(module, inputs)
-            program = trace(module, inputs, fused_attention=options.fused_attention)
+            program = trace(
+                module,
+                inputs,
+                fused_attention=options.fused_attention,
+                open_sizes=open_sizes(inputs, options),
+            )
             model = convert(program, outputs, system=options.system)
             parts[name] = Path(folder) / f"{name}.mlpackage"
-            save(model, parts[name], storage.names)
+            record = {"weights": storage.names, "tokens": options.tokens}
+            save(model, parts[name], record)
         if len(parts) > 1:
-            combine(parts, path, storage.names)
+            combine(parts, path, record)
         else:
             next(iter(parts.values())).rename(path)
     _refuse_lost(compressed, storage)
@@ -127,7 +137,8 @@ def functions(
         return
     if captured.task != "causal-lm":
         raise UsageError(f"{captured.name} is no language model; leave the context out")
-    model = interface.Interface(Stateful(module, captured, options.context), {})
+    stateful = Stateful(module, captured, options.context)
+    model = interface.Interface(stateful, {}, ("input_ids", "positions"))
     for name, length in {"prefill": options.prefill, "decode": 1}.items():
         tokens = torch.zeros(1, length, dtype=torch.int64)
         yield name, model, {"input_ids": tokens, "positions": torch.arange(length)}
@@ -141,6 +152,16 @@ def describe(form: Form) -> str:
         else f"{'uint' if form.table is not None else 'int'}{form.bits}"
     )
     return f"{' + '.join(form.operations)}, {kind}"
+
+
+def open_sizes(
+    inputs: Mapping[str, torch.Tensor], options: Options
+) -> dict[str, dict[int, Any]] | None:
+    """Return which sizes of which inputs are open, as torch.export takes it."""
+    if not options.flexible:
+        return None
+    length = torch.export.Dim("tokens", min=2, max=options.tokens)
+    return {name: {1: length} for name in inputs}
 
 
 def _refuse_lost(compressed: CompressedModel, storage: translate.Storage) -> None:

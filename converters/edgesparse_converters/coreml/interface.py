@@ -8,7 +8,8 @@ result becomes an output, named as the author named it where there is a name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from inspect import Parameter, Signature
 from typing import Any
 
 import torch
@@ -27,23 +28,43 @@ class Interface(nn.Module):
     Args:
         module: The module as its author wrote it.
         fixed: Arguments that are no tensors.
+        names: Names of the tensors it takes, in order.
     """
 
-    def __init__(self, module: nn.Module, fixed: Mapping[str, Any]) -> None:
+    def __init__(self, module: nn.Module, fixed: Mapping[str, Any], names: Iterable[str]) -> None:
         super().__init__()
         self.module = module
         self.fixed = dict(fixed)
+        self.forward = _with_parameters(self._outputs, names)
 
-    def forward(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+    def _outputs(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the floating outputs, in order."""
         outputs = self.module(**inputs, **self.fixed)
         return tuple(tensor for _, tensor in named_tensors(outputs))
 
 
+def _with_parameters(
+    function: Callable[..., tuple[Tensor, ...]], names: Iterable[str]
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Return ``function`` under a signature of its own: torch.export looks at nothing else.
+
+    With ``**inputs`` it could trace fixed shapes, but not say which size of which input is open.
+    """
+    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+
+    def forward(*values: Tensor, **named: Tensor) -> tuple[Tensor, ...]:
+        given = {p.name: value for p, value in zip(parameters, values, strict=False)}
+        return function(**given, **named)
+
+    forward.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return forward
+
+
 def wrap(module: nn.Module, captured: CapturedModel) -> Interface:
     """Return ``module`` behind an interface Core ML can express."""
     inputs = captured.example_inputs
-    return Interface(module, {k: v for k, v in inputs.items() if not isinstance(v, Tensor)})
+    tensors = [name for name, value in inputs.items() if isinstance(value, Tensor)]
+    return Interface(module, {k: v for k, v in inputs.items() if k not in tensors}, tensors)
 
 
 def tensor_inputs(captured: CapturedModel, *, tokens: int | None = None) -> dict[str, Tensor]:

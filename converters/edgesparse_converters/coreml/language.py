@@ -1,8 +1,8 @@
 """Language models in packages: feed tokens, continue a text, measure perplexity, on this host.
 
 A package with a cache (``context=`` at export) is fed in pieces, the longest function first. One
-without is fed its fixed length at once, padded at the end: what stands behind a token cannot reach
-it.
+without is fed all at once, padded at the end to the length it was written for, if that is fixed:
+what stands behind a token cannot reach it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edgesparse.runtime.score import Tally
 from edgesparse.runtime.text import read_text, token_windows
 from edgesparse_converters.coreml.execute import Executor, Precision, State
 from edgesparse_converters.coreml.package import Package
+from edgesparse_converters.coreml.readback import recorded
 
 Choose = Callable[[NDArray[np.float32]], int]
 Progress = Callable[[int, int], None]
@@ -44,6 +45,7 @@ class LanguageModel:
         names = self.package.program.functions
         every = [Executor(self.package, precision=precision, function=name) for name in names]
         self._executors = {_length(executor): executor for executor in every}
+        self._open = any(None in kind.shape for e in every for kind in e.inputs.values())
         self._stateful = all("positions" in executor.inputs for executor in every)
         self._tokens: list[int] = []
         self._state: State = {}
@@ -95,7 +97,9 @@ class LanguageModel:
     def _feed_whole(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         ((length, executor),) = self._executors.items()
         self._tokens.extend(tokens)
-        padded = np.zeros((1, length), np.int32)
+        # An open length is fed as it is, but torch traced it for two tokens and more.
+        width = max(2, len(self._tokens)) if self._open else length
+        padded = np.zeros((1, width), np.int32)
         padded[0, : len(self._tokens)] = self._tokens
         (name,) = executor.inputs
         logits = np.asarray(executor.run({name: padded})["logits"][0], np.float32)
@@ -203,9 +207,12 @@ def _length(executor: Executor) -> int:
     """
     shapes = [kind.shape for kind in executor.inputs.values() if len(kind.shape) == 2]
     outputs = executor.function.block.outputs
-    if len(shapes) != 1 or shapes[0][0] != 1 or not shapes[0][1] or "logits" not in outputs:
+    length = shapes[0][1] if len(shapes) == 1 and shapes[0][0] == 1 else 0
+    if length is None:
+        length = recorded(executor.package).get("tokens")
+    if not isinstance(length, int) or length < 1 or "logits" not in outputs:
         raise SourceError(
             f"{executor.package.path}: the function {executor.function.name!r} takes no tokens and "
             "returns no logits: not a language model"
         )
-    return int(shapes[0][1])
+    return length

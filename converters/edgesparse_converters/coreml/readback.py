@@ -89,18 +89,26 @@ class Difference:
         return bool(self.mask or self.codes or self.scales or self.max_abs != 0)
 
 
+def recorded(package: Package) -> dict[str, Any]:
+    """Return what the exporter left in the package about itself; nothing if it is not ours."""
+    try:
+        record = json.loads(package.metadata.get(METADATA_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 def program_names(package: Package, packed: Mapping[str, PackedTensor]) -> dict[str, str]:
     """Return the name of the value of each packed tensor, as the package's metadata say.
 
     Raises:
         SourceError: The package was not written from these tensors.
     """
-    try:
-        names = dict(json.loads(package.metadata[METADATA_KEY])["weights"])
-    except (KeyError, ValueError, TypeError):
+    names = recorded(package).get("weights")
+    if not isinstance(names, dict):
         raise SourceError(
             f"{package.path}: edgesparse did not write it; there is nothing to compare it with"
-        ) from None
+        )
     missing = sorted(set(packed) - set(names))
     if missing:
         raise SourceError(

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, NDArray[Any]]
 
 MAX_SEQUENCE = 80
+SHORT = 7
+"""Size of an open axis: odd, so that nothing fits it by chance."""
 FLOAT32_TOLERANCE = 1e-3
 FLOAT16_TOLERANCE = float(np.sqrt(2 * 1e-4))
 
@@ -139,8 +141,8 @@ def draw_inputs(
     for _ in range(calls):
         call: dict[str, NDArray[Any]] = {}
         for name, kind in types.items():
-            shape = tuple(size or 1 for size in kind.shape)
             example = examples.get(name)
+            shape = tuple(SHORT if size is None else size for size in kind.shape)
             if kind.dtype.startswith("float"):
                 call[name] = generator.standard_normal(shape).astype(np.float32)
             elif name == tokens or (name == "input_ids" and vocabulary):

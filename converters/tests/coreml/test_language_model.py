@@ -121,6 +121,15 @@ def test_generation_is_token_for_token_the_packed_models(tiny, stateful):
     assert longer[:64] == made
 
 
+def test_any_length_up_to_a_limit(tiny, tmp_path):
+    artifact = es.export(tiny, path=tmp_path / "m.mlpackage", tokens=24, flexible=True)
+    assert es.validate(artifact, tiny).ok
+    model = LanguageModel(artifact.path)
+    assert model.context == 24
+    made = list(continue_tokens(model, [9], tokens=100))
+    assert made == packed_continuation(tiny, [9], 23)
+
+
 def test_sampling_repeats_itself_with_a_seed(stateful):
     model = LanguageModel(stateful.path, precision="float16")
     runs = [
@@ -163,6 +172,7 @@ def test_a_package_that_is_no_language_model(compressed, tmp_path):
     [
         ({"context": 8, "prefill": 9}, "prefill is 9"),
         ({"context": 8, "tokens": 4, "prefill": 4}, "tokens or a context"),
+        ({"flexible": True}, "flexible needs tokens"),
     ],
 )
 def test_lengths_that_contradict_each_other(tiny, tmp_path, options, message):

@@ -74,6 +74,7 @@ GRID = torch.arange(12.0).reshape(3, 4)
         ("band_part", {"x": [[1, 2], [3, 4]], "lower": -1, "upper": 0}, [[1, 0], [3, 4]]),
         ("gather", {"x": GRID, "indices": [[2, -1]], "axis": 1}, GRID[:, [[2, 3]]].tolist()),
         ("gather", {"x": GRID, "indices": 1, "axis": 0}, [4, 5, 6, 7]),
+        ("gather", {"x": [4, 5, 6], "indices": -1, "axis": 0}, 6),
         (
             "gather",
             {"x": [[1, 2], [3, 4]], "indices": [[1], [0]], "axis": 1, "batch_dims": 1},

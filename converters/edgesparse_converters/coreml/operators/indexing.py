@@ -14,18 +14,19 @@ def gather(call: Call) -> Tensor:
     axis, batch = call.integer("axis", 0) % max(x.ndim, 1), call.integer("batch_dims", 0)
     index = torch.where(index < 0, index + x.shape[axis], index)
     if batch == 0:
-        within_limits((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
+        sizes = (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+        within_limits(sizes)
         taken = x.index_select(axis, index.reshape(-1))
-        return taken.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+        return taken.reshape(sizes)
     flat_x = x.reshape(-1, *x.shape[batch:])
     flat_index = index.reshape(-1, *index.shape[batch:])
     rows = [
         row.index_select(axis - batch, at.reshape(-1)).reshape(
-            *row.shape[: axis - batch], *at.shape, *row.shape[axis - batch + 1 :]
+            (*row.shape[: axis - batch], *at.shape, *row.shape[axis - batch + 1 :])
         )
         for row, at in zip(flat_x, flat_index, strict=True)
     ]
-    return torch.stack(rows).reshape(*x.shape[:batch], *rows[0].shape)
+    return torch.stack(rows).reshape((*x.shape[:batch], *rows[0].shape))
 
 
 def gather_along_axis(call: Call) -> Tensor:
@@ -42,7 +43,7 @@ def gather_nd(call: Call) -> Tensor:
     flat_x = x.reshape(-1, *x.shape[batch:])
     flat_index = index.reshape(-1, *index.shape[batch:])
     rows = [row[tuple(at.movedim(-1, 0))] for row, at in zip(flat_x, flat_index, strict=True)]
-    return torch.stack(rows).reshape(*x.shape[:batch], *rows[0].shape)
+    return torch.stack(rows).reshape((*x.shape[:batch], *rows[0].shape))
 
 
 def scatter_nd(call: Call) -> Tensor:
