@@ -266,8 +266,12 @@ def fuzz(name: str, valid: bytes, read: Read, *, count: int, seed: int) -> Outco
     outcome = Outcome()
     for i in range(count):
         content = mutate(valid, random.Random(f"{seed}/{name}/{i}"))
+        try:
+            finding = _try(read, content, outcome)
+        except KeyboardInterrupt:  # say how far it came
+            break
         outcome.tried += 1
-        if finding := _try(read, content, outcome):
+        if finding:
             outcome.findings.append(f"{name} {seed} {i}: {finding}")
     return outcome
 
