@@ -23,7 +23,7 @@ from edgesparse.calibrate.statistics import Statistic, Statistics
 from edgesparse.errors import RecipeError
 from edgesparse.pattern import Pattern
 from edgesparse.prune import Pruned
-from edgesparse.prune.masks import keep_highest
+from edgesparse.prune.masks import grown, keep_highest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +75,11 @@ class ADMM:
         for i in range(total):
             if i < self.growing:
                 scores = torch.where(dead, -1.0, (V + U).square())
-                mask = keep_highest(scores, _grown(pattern, (i + 1) / self.growing))
+                mask = keep_highest(scores, grown(pattern, 1 - (1 - (i + 1) / self.growing) ** 3))
             Z = (V + U) * mask
             U = U + V - Z
             V = (WH + rho * (Z - U)) @ inverse
         return (V + U) * mask, mask
-
-
-def _grown(pattern: Pattern, progress: float) -> Pattern:
-    """Return the pattern at a fraction of its sparsity, cubic in ``progress``; N:M rounds down."""
-    fraction = 1 - (1 - progress) ** 3
-    if pattern.keep is not None and pattern.of is not None:
-        removed = int((pattern.of - pattern.keep) * fraction + 1e-9)
-        return Pattern(keep=pattern.of - removed, of=pattern.of)
-    return pattern.with_sparsity(pattern.sparsity * fraction)
 
 
 def damped(H: Tensor, damping: float) -> Tensor:

@@ -34,6 +34,14 @@ def keep_highest(scores: Tensor, pattern: Pattern) -> Tensor:
     return _blocks(scores, pattern.block, pattern.sparsity)
 
 
+def grown(pattern: Pattern, fraction: float) -> Pattern:
+    """Return the pattern at a fraction of its sparsity; of N:M, whole weights of each group."""
+    if pattern.keep is not None and pattern.of is not None:
+        removed = int((pattern.of - pattern.keep) * fraction + 1e-9)
+        return Pattern(keep=pattern.of - removed, of=pattern.of)
+    return pattern.with_sparsity(pattern.sparsity * fraction)
+
+
 def keep_highest_by_row(scores: Tensor, pattern: Pattern) -> Tensor:
     """Like ``keep_highest``, but weights compete within their row, blocks within their rows."""
     if pattern.is_dense or pattern.n_of_m or not scores.numel():
