@@ -25,9 +25,9 @@ _BATCH_NORM = {aten.batch_norm.default, aten._native_batch_norm_legit_no_trainin
 _POINTWISE = {
     "add", "sub", "mul", "div", "relu", "relu_", "relu6", "gelu", "silu", "silu_", "sigmoid",
     "tanh", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "hardsigmoid", "leaky_relu", "elu",
-    "clamp", "clamp_min", "pow", "neg", "abs", "exp", "softplus", "mish", "dropout", "clone",
-    "contiguous", "to", "_to_copy", "alias", "detach", "detach_", "add_", "mul_", "square", "sqrt",
-    "rsqrt", "feature_dropout", "_assert_tensor_metadata",
+    "clamp", "clamp_min", "pow", "neg", "abs", "exp", "softplus", "mish", "dropout", "dropout_",
+    "clone", "contiguous", "to", "_to_copy", "alias", "detach", "detach_", "add_", "mul_", "square",
+    "sqrt", "rsqrt", "feature_dropout", "_assert_tensor_metadata",
 }  # fmt: skip
 # Works on the axes after the channels of [N, C, …], each channel alone.
 _POOLING = {
@@ -99,7 +99,9 @@ class Follower:
         name = getattr(node.target, "_overloadpacket", node.target)
         name = getattr(name, "__name__", str(name))
         if node.target in _LINEAR:
-            self._product(node, dim=-1, in_dim=-1)
+            self._product(node, dim=-1)
+        elif node.target == aten.addmm.default:
+            self._addmm(node)
         elif node.target in _CONVOLUTION:
             self._convolution(node)
         elif node.target in _BATCH_NORM:
@@ -112,20 +114,33 @@ class Follower:
             self._keep(node, lambda dim, shape: _after_reshape(dim, shape, _shape(node)))
         elif name in ("permute", "transpose"):
             self._keep(node, lambda dim, shape: _after_permute(node, dim, len(shape)))
+        elif name in ("pad", "constant_pad_nd"):
+            padded = len(_arguments(node)[1]) // 2  # trailing axes, the last one first
+            self._keep(node, lambda dim, shape: dim if dim < len(shape) - padded else None)
         elif name == "mean":
             self._mean(node)
         else:
             self._close(*node.all_input_nodes)
 
-    def _product(self, node: Node, *, dim: int, in_dim: int) -> None:
-        """End the channels a product with a weight reads, begin those it makes."""
+    def _product(self, node: Node, *, dim: int) -> None:
+        """End the channels a product with a weight [out, in, …] reads, begin those it makes."""
         x, weight = node.args[0], node.args[1]
         bias = node.args[2] if len(node.args) > 2 else None
         assert isinstance(x, Node)
         named = self._name(weight)
-        self._read(x, in_dim % len(_shape(x)), named)
+        self._read(x, dim % len(_shape(x)), named, 1)
         if named is not None:
             self._begin(node, dim % len(_shape(node)), [(named, 0), (self._name(bias), 0)])
+
+    def _addmm(self, node: Node) -> None:
+        """Do the same for ``bias + x @ weight`` with a weight [in, out]."""
+        bias, x, weight = node.args[:3]
+        named = self._name(weight)
+        if named is None or not isinstance(x, Node):
+            self._close(*node.all_input_nodes)
+            return
+        self._read(x, 1, named, 0)
+        self._begin(node, 1, [(named, 1), (self._name(bias), 0)])
 
     def _convolution(self, node: Node) -> None:
         groups = node.args[6] if len(node.args) > 6 else 1
@@ -135,7 +150,7 @@ class Follower:
         axis = self._axes.get(x)
         depthwise = groups == _shape(x)[1] == _shape(node)[1]
         if groups == 1:
-            self._product(node, dim=1, in_dim=1)
+            self._product(node, dim=1)
         elif depthwise and axis is not None and axis.dim == 1:
             self._join_members(axis.channels, [(self._name(weight), 0), (self._name(bias), 0)])
             self._axes[node] = axis
@@ -214,14 +229,14 @@ class Follower:
         self._axes[node] = _Axis(dim, channels)
         self._join_members(channels, members)
 
-    def _read(self, x: Node, dim: int, name: str | None) -> None:
+    def _read(self, x: Node, dim: int, name: str | None, weight_dim: int) -> None:
         axis = self._axes.get(x)
         if axis is None:
             return
         if axis.dim != dim or name is None:
             self._close(x)
         else:
-            axis.channels.root().members.add((name, 1, True))
+            axis.channels.root().members.add((name, weight_dim, True))
 
     def _join_members(self, channels: _Channels, members: list[tuple[str | None, int]]) -> None:
         channels.root().members.update((name, dim, False) for name, dim in members if name)
@@ -245,6 +260,11 @@ def _shape(node: Node) -> tuple[int, ...]:
     return tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else ()
 
 
+def _arguments(node: Node) -> Any:
+    """Return the positional arguments; their types are the operator's own."""
+    return node.args
+
+
 def _after_reshape(dim: int, before: tuple[int, ...], after: tuple[int, ...]) -> int | None:
     """Return the axis that still holds exactly the channels, None when they are mixed or split."""
     lead = math.prod(before[:dim])
@@ -256,7 +276,7 @@ def _after_reshape(dim: int, before: tuple[int, ...], after: tuple[int, ...]) ->
 
 def _after_permute(node: Node, dim: int, rank: int) -> int:
     """Return where ``permute`` or ``transpose`` puts an axis."""
-    arguments: Any = node.args
+    arguments = _arguments(node)
     if isinstance(arguments[1], list | tuple):
         return [int(d) % rank for d in arguments[1]].index(dim)
     a, b = int(arguments[1]) % rank, int(arguments[2]) % rank

@@ -110,7 +110,7 @@ def importance(module: nn.Module, group: Group, moments: Mapping[str, Tensor]) -
     score = torch.zeros(group.size)
     for reader in group.readers:
         weight = module.get_parameter(reader.name).detach()
-        column = weight.transpose(0, 1).flatten(1).square().sum(dim=1)
+        column = weight.movedim(reader.dim, 0).flatten(1).square().sum(dim=1)
         energy = moments[reader.name].diagonal() if reader.name in moments else torch.ones(())
         score += (column * energy).sqrt()
     return score

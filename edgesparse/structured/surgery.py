@@ -51,6 +51,8 @@ def _state_size(owner: nn.Module, dim: int, size: int) -> None:
     for (kind, of), name in _SIZES.items():
         if of == dim and isinstance(owner, kind):
             setattr(owner, name, size)
+    if hasattr(owner, "nx") and hasattr(owner, "nf"):  # transformers' Conv1D, weight [in, out]
+        setattr(owner, ("nx", "nf")[dim], size)
     if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d) and owner.groups > 1:
         owner.groups = owner.in_channels = size  # depthwise: one group for each channel
 
