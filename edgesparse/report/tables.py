@@ -216,14 +216,16 @@ def artifact_lines(artifact: Artifact) -> Iterable[Text]:
 
 
 def parity_line(artifact: Artifact, verdict: Verdict) -> Text:
-    """Return one artifact in one line: bytes, equal tensors, output error."""
+    """Return one artifact in one line: bytes, equal tensors, the output nearest to its limit."""
     equal = sum(layer.equal for layer in verdict.layers)
-    outputs = ", ".join(
-        f"output within {output.relative_error:.1e} (allowed {output.tolerance:.0e})"
-        for output in verdict.outputs
+    worst = max(verdict.outputs, key=lambda o: o.relative_error / o.tolerance, default=None)
+    output = (
+        f"output within {worst.relative_error:.1e} (allowed {worst.tolerance:.0e})"
+        if worst
+        else "no output"
     )
     text = Text(f"{artifact.path.name:<18}{format_size(artifact.nbytes):>9}   ")
-    text.append(f"{equal} of {len(verdict.layers)} packed tensors equal bit for bit, {outputs}   ")
+    text.append(f"{equal} of {len(verdict.layers)} packed weights equal bit for bit, {output}   ")
     return text.append_text(_mark(verdict.ok))
 
 

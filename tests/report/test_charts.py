@@ -30,7 +30,9 @@ SIZES = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=40).map(lambda v: so
 def test_a_treemap_divides_the_box_by_the_values(values: list[float]) -> None:
     boxes = squarify(values, (0, 0, 300, 200))
     areas = np.array([w * h for _, _, w, h in boxes])
-    np.testing.assert_allclose(areas, np.array(values) / sum(values) * 300 * 200, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        areas, np.array(values) / sum(values) * 300 * 200, rtol=1e-6, atol=1e-6
+    )
     for x, y, w, h in boxes:  # within a thousandth of a pixel
         assert -1e-3 <= x <= x + w <= 300 + 1e-3
         assert -1e-3 <= y <= y + h <= 200 + 1e-3

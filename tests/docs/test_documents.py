@@ -1,0 +1,70 @@
+"""Documents keep their promises: links lead somewhere, commands and options exist."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from edgesparse.cli import main
+
+ROOT = Path(__file__).parents[2]
+SKIPPED = {".venv", "build", "out", "node_modules"}
+DOCUMENTS = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not SKIPPED & set(path.relative_to(ROOT).parts) and not path.parts[-2].startswith(".")
+)
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+COMMAND = re.compile(r"^(?:\$ )?edgesparse (.+)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    targets = LINK.findall(document.read_text(encoding="utf-8"))
+    missing = [
+        target
+        for target in targets
+        if "://" not in target and not (document.parent / target).exists()
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    "document",
+    [d for d in DOCUMENTS if COMMAND.search(d.read_text(encoding="utf-8"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_commands_are_ones_that_can_be_typed(document: Path) -> None:
+    for line in COMMAND.findall(document.read_text(encoding="utf-8").replace("\\\n", " ")):
+        words = shlex.split(line, comments=True)
+        command: click.Command | None = main
+        while isinstance(command, click.Group) and words:
+            word = words.pop(0)
+            command = command.get_command(click.Context(command), word)
+            assert command is not None, f"no command {word!r} in: edgesparse {line}"
+        assert command is not None
+        known = {o for parameter in command.params for o in parameter.opts} | {"--help"}
+        for option in (word for word in words if word.startswith("-")):
+            assert option.partition("=")[0] in known, f"{option} in: edgesparse {line}"
+
+
+def test_every_pinned_package_is_exact() -> None:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^\s+]+", pin) for pin in pins)
+
+
+def test_the_lock_holds_what_the_project_needs() -> None:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").lower().replace("_", "-")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    needed = [*project["dependencies"], *itertools.chain.from_iterable(extras)]
+    for requirement in needed:
+        name = re.split(r"[\[<>=!~ ]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+        assert name == "edgesparse" or f"\n{name}==" in lock, name
