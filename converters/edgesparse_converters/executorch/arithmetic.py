@@ -100,6 +100,8 @@ class PackedReference(nn.Module):
 def packed_linear(x: Tensor, codes: Codes, bias: Tensor | None, activations: str) -> Tensor:
     """Return float32 ``x @ W.T + bias``, ``[..., N]``, with these activations."""
     rows, columns = matrix_shape(codes.shape)
+    if x.shape[-1] != columns:
+        raise ValueError(f"x has {x.shape[-1]} columns, the weight {columns}")
     if activations == "float32":
         return functional.linear(x, torch.from_numpy(codes.decode()).reshape(rows, columns), bias)
     flat = x.reshape(-1, columns)

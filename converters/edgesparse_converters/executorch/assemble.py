@@ -19,7 +19,7 @@ from edgesparse.runtime.modules import build_decoded
 from edgesparse_converters.executorch.arithmetic import DynamicLinear, PackedReference
 from edgesparse_converters.executorch.embedding import QuantizedEmbedding
 from edgesparse_converters.executorch.lowering import Form, Use
-from edgesparse_converters.executorch.operators import PackedEmbedding, PackedLinear
+from edgesparse_converters.executorch.operators import PackedEmbedding, PackedLinear, Pointwise
 from edgesparse_converters.executorch.quiet import quiet
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def _exported(owner: nn.Module, use: Use, packed: PackedTensor, *, activations: 
     if use.form is Form.PACKED:
         if isinstance(owner, nn.Embedding):
             return PackedEmbedding(packed)
-        return PackedLinear(packed, _bias(owner), activations_for(packed, activations))
+        linear = PackedLinear(packed, _bias(owner), activations_for(packed, activations))
+        return _at_every_place(owner, linear)
     if isinstance(owner, nn.Embedding):
         return QuantizedEmbedding(packed.codes)
     setattr(owner, use.attribute, nn.Parameter(xnnpack_weight(packed.codes, use.name), False))
@@ -86,7 +87,8 @@ def _reference(owner: nn.Module, use: Use, packed: PackedTensor, *, activations:
     if use.form in (Form.XNNPACK4, Form.XNNPACK8):
         return DynamicLinear(torch.from_numpy(packed.decode()), _bias(owner))
     if use.form is Form.PACKED:
-        return PackedReference(packed.codes, _bias(owner), activations_for(packed, activations))
+        wanted = activations_for(packed, activations)
+        return _at_every_place(owner, PackedReference(packed.codes, _bias(owner), wanted))
     return owner
 
 
@@ -95,6 +97,13 @@ def activations_for(packed: PackedTensor, wanted: str) -> str:
     spec, columns = packed.spec, matrix_shape(packed.shape)[1]
     quads = spec.group_size % 4 == 0 or spec.group_size >= columns
     return wanted if spec.bits != 16 and quads and spec.group_size <= 65536 else "float32"
+
+
+def _at_every_place(owner: nn.Module, linear: nn.Module) -> nn.Module:
+    """Return ``linear`` in the place of ``owner``, which may be a 1x1 convolution."""
+    if isinstance(owner, nn.Conv1d | nn.Conv2d):
+        return Pointwise(linear, tuple(owner.stride))
+    return linear
 
 
 def _bias(owner: nn.Module) -> Tensor | None:

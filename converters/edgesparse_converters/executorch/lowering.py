@@ -46,7 +46,7 @@ class Use:
         tensor: ``TensorInfo.name`` of the packed tensor.
         module: Dotted name of the module that owns it there.
         attribute: Name of the parameter in that module, ``weight``.
-        kind: ``linear``, ``embedding`` or ``other``.
+        kind: ``linear``, ``embedding``, ``pointwise`` (a 1x1 convolution) or ``other``.
         form: What it becomes.
         reason: Why not the form that was asked for; empty when it is.
     """
@@ -127,7 +127,21 @@ def _place(module: torch.nn.Module, name: str) -> tuple[str, str, str]:
     # A subclass may scale its output or clip its input: only the plain module is replaced.
     if attribute == "weight" and type(found) is torch.nn.Embedding and found.max_norm is None:
         kind = "embedding"
+    if attribute == "weight" and is_pointwise(found):
+        kind = "pointwise"
     return owner, attribute, kind
+
+
+def is_pointwise(module: torch.nn.Module) -> bool:
+    """Whether a module is a convolution that is a linear layer at every place."""
+    import torch
+
+    return (
+        isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d)
+        and set(module.kernel_size) == {1}
+        and set(module.padding) == {0}
+        and module.groups == 1
+    )
 
 
 def _automatic(packed: PackedTensor, kinds: list[str]) -> str:
@@ -136,16 +150,19 @@ def _automatic(packed: PackedTensor, kinds: list[str]) -> str:
     tied = len(kinds) > 1
     if "other" in kinds:
         return "float32" if len(kinds) == 1 else "xnnpack"
-    return "packed" if sparse or tied or _xnnpack(packed, kinds[0])[1] else "xnnpack"
+    stock = kinds[0] != "pointwise" and not _xnnpack(packed, kinds[0])[1]
+    return "xnnpack" if stock and not sparse and not tied else "packed"
 
 
 def _form(packed: PackedTensor, kind: str, choice: str) -> tuple[Form, str]:
     if kind == "other":
-        return Form.FLOAT32, "neither a plain linear nor a plain embedding"
+        return Form.FLOAT32, "neither a plain linear, embedding nor 1x1 convolution"
     if choice == "packed":
         return Form.PACKED, _relaid(packed)
     if choice == "float32":
         return Form.FLOAT32, ""
+    if kind == "pointwise":
+        return Form.FLOAT32, "XNNPACK has no 4-bit convolutions"
     return _xnnpack(packed, kind)
 
 

@@ -121,6 +121,28 @@ class PackedLinear(_Packed):
         return y
 
 
+class Pointwise(nn.Module):
+    """A 1x1 convolution as a linear layer at every place.
+
+    Args:
+        linear: Takes ``[..., inputs]``, returns ``[..., outputs]``.
+        stride: Steps along each dimension after the channels.
+    """
+
+    def __init__(self, linear: nn.Module, stride: tuple[int, ...]) -> None:
+        super().__init__()
+        self.linear, self.stride = linear, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, outputs, ...]`` for ``[B, inputs, ...]``."""
+        for dim, step in enumerate(self.stride, start=x.ndim - len(self.stride)):
+            if step > 1:
+                x = x[(slice(None),) * dim + (slice(None, None, step),)]
+        channels = -1 - len(self.stride)
+        y: Tensor = self.linear(x.movedim(channels, -1))
+        return y.movedim(-1, channels)
+
+
 class PackedEmbedding(_Packed):
     """A lookup that decodes the rows it needs from packed bytes."""
 

@@ -88,7 +88,7 @@ def test_the_stock_forms(zoo: CompressedModel, tmp_path: Path) -> None:
     assert "2-bit codes stored in 4 bits, the same numbers" in notes
     assert "no 8-bit weights in groups" in notes
     assert "50 columns do not divide" in notes
-    assert "neither a plain linear nor a plain embedding" in notes
+    assert "neither a plain linear, embedding nor 1x1 convolution" in notes
 
     verdict = validate(artifact, zoo)
     assert verdict.ok, verdict

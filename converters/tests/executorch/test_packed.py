@@ -45,19 +45,26 @@ class Layers(nn.Module):
         self.table = nn.Embedding(50, 64)
         self.head = nn.Linear(64, 50, bias=False)
         self.head.weight = self.table.weight
+        self.point = nn.Conv2d(24, 40, 1, stride=(1, 2))
 
-    def forward(self, x: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, tokens: Tensor, image: Tensor) -> dict[str, Tensor]:
         results = {name: layer(x) for name, layer in self.layers.items()}
         rows = self.table(tokens)
-        return {**results, "rows": rows, "scores": self.head(rows)}
+        return {**results, "rows": rows, "scores": self.head(rows), "point": self.point(image)}
 
 
 @pytest.fixture(scope="module")
 def layers(compress: Compress) -> CompressedModel:
     torch.manual_seed(0)
-    inputs = {"x": torch.randn(2, 5, COLUMNS), "tokens": torch.arange(50)[None]}
+    inputs = {
+        "x": torch.randn(2, 5, COLUMNS),
+        "tokens": torch.arange(50)[None],
+        "image": torch.randn(2, 24, 3, 5),
+    }
     options = {f"layers__{name}__weight": keywords for name, keywords in LAYERS.items()}
-    return compress(Layers(), inputs, **options, table__weight={"bits": 4, "group_size": 32})
+    options["table__weight"] = {"bits": 4, "group_size": 32}
+    options["point__weight"] = {"bits": 4, "group_size": 8, "sparsity": 0.5}
+    return compress(Layers(), inputs, **options)
 
 
 @pytest.mark.parametrize("activations", ["int8", "int16", "float32"])
@@ -68,7 +75,7 @@ def test_every_layout(layers: CompressedModel, tmp_path: Path, activations: str)
     verdict = validate(artifact, layers, calls=3)
     assert verdict.ok, verdict
     assert all(layer.equal for layer in verdict.layers)
-    assert len(verdict.layers) == len(LAYERS) + 2
+    assert len(verdict.layers) == len(LAYERS) + 3
     for check in verdict.outputs:
         integers = activations != "float32" and "bitmask16" not in check.name
         assert check.relative_error <= (0 if integers else 1e-6), check
