@@ -74,13 +74,27 @@ def gather(
     from edgesparse_kernels import gather as kernels
 
     numbers = _gather_operand(matrix)
-    width = numbers.quads
-    digits = np.empty(kind.planes * 4 * width, np.int8)
-    scales = np.empty(matrix.groups, np.float32)
-    sums = np.empty(kind.planes * matrix.groups, np.int32)
-    packed = np.empty((threads, 4 * width + 2 * CELL), np.int8)
+    room = _gather_room(threading.get_ident(), numbers.quads, matrix.groups, kind.planes, threads)
     run = kernels.run if threads == 1 else kernels.run_parallel
-    run(_isa.AVX512, numbers, kind.planes, x, threads, digits, scales, sums, packed, out)
+    run(_isa.AVX512, numbers, kind.planes, x, threads, *room, out)
+
+
+GatherRoom = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32], NDArray[np.int8]]
+
+
+# Kept from call to call, for each thread that calls.
+@lru_cache(maxsize=32)
+def _gather_room(
+    caller: int, quad_count: int, groups: int, planes: int, threads: int
+) -> GatherRoom:
+    """Return digits, their scales and sums, and for each thread room to pack digits in."""
+    return (
+        np.empty(planes * 4 * quad_count, np.int8),
+        np.empty(groups, np.float32),
+        np.empty(planes * groups, np.int32),
+        # Each group's digits end with a whole quad and a whole register; then counts and sums.
+        np.empty((threads, planes * (4 * quad_count + 4 * groups + CELL) + 12 * groups), np.int8),
+    )
 
 
 def _gather_operand(matrix: StructuredMatrix) -> GatherOperand:
@@ -140,7 +154,7 @@ def _scratch(m: tiled.Operand, planes: int, batch: int, threads: int) -> tiled.S
     return _room(threading.get_ident(), m.quads, m.groups, planes, batch, threads)
 
 
-# Kept from call to call: making seven arrays takes as long as a small product.
+# Kept likewise: making seven arrays takes as long as a small product.
 @lru_cache(maxsize=32)
 def _room(
     caller: int, quad_count: int, groups: int, planes: int, batch: int, threads: int

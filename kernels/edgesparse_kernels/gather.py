@@ -43,6 +43,7 @@ from edgesparse_kernels._simd import (
     no_sums,
     popcount,
     prefetch,
+    store_i32,
     store_lanes,
     subtract_i,
     sum_i,
@@ -192,8 +193,47 @@ def _block_group(isa, codes, kept, x, words):
 
 
 @jit
-def _tile_group(isa, m, tile, group, code_at, quads_done, x, packed_at):
-    """Return the sums of one plane of digits over a group of a tile, and the quads it took."""
+def _column16_tile(isa, m, tile, planes, digits, scales, room):
+    """Return the products of a tile of whole columns.
+
+    All groups are packed before any is multiplied: a load of what was just stored, but not by one
+    store, waits until the stores are done.
+    """
+    code_at = m.codes + load_u32(m.offsets + 4 * tile)
+    size = 4 * m.quads + 4 * m.groups + 64  # of one plane's packed digits
+    counts, minus = room + planes * size, room + planes * size + 4 * m.groups
+    for plane in range(planes):
+        to = room + plane * size
+        for group in range(m.groups):
+            begin = group * m.group_size
+            words = min(m.group_size, 4 * m.quads - begin) // 64
+            kept = m.kept + tile * (m.quads // 2) + begin // 8
+            x = digits + plane * 4 * m.quads + begin
+            count, eight_times = _column16_pack(m, kept, x, words, to)
+            quads = (count + 3) // 4
+            store_i32(counts + 4 * group, np.int32(quads))
+            store_i32(minus + 4 * (plane * m.groups + group), eight_times)
+            to += 4 * quads
+    acc, done = no_floats(), np.int64(0)
+    for group in range(m.groups):
+        scale_at = m.scales + 32 * (tile * m.groups + group)
+        prefetch(scale_at + SCALES_AHEAD)
+        quads = np.int64(load_i32(counts + 4 * group))
+        at, parity, x = code_at + 64 * (done // 2), done % 2, room + 4 * done
+        taken = load_i32(minus + 4 * group)
+        total = to_float(_column16_group(isa, at, parity, quads, x, taken))
+        if planes == 2:
+            taken = load_i32(minus + 4 * (m.groups + group))
+            low = to_float(_column16_group(isa, at, parity, quads, x + size, taken))
+            total = add_f(multiply(total, all_floats(np.float32(256))), low)
+        done += quads
+        acc = _add_group(acc, total, scale_at, scales[group])
+    return acc
+
+
+@jit
+def _tile_group(isa, m, tile, group, code_at, blocks_done, x):
+    """Return the sums of one plane of digits over a group of a tile, and the blocks it took."""
     begin = group * m.group_size
     length = min(m.group_size, 4 * m.quads - begin)
     if m.layout == NM4:
@@ -203,46 +243,35 @@ def _tile_group(isa, m, tile, group, code_at, quads_done, x, packed_at):
         chunks = (begin // 64) * m.of_64 // 16
         index = m.places + tile * (m.quads // 16 * m.of_64 // 16 * 192) + 192 * chunks
         return _n64_group(isa, m, code_at + 128 * chunks, index, x + begin, length // 128), 0
-    if m.layout == COLUMN16:
-        kept = m.kept + tile * (m.quads // 2) + begin // 8
-        count, minus = _column16_pack(m, kept, x + begin, length // 64, packed_at)
-        quads = (count + 3) // 4
-        at = code_at + 64 * (quads_done // 2)
-        return _column16_group(isa, at, quads_done % 2, quads, packed_at, minus), quads
     kept = m.kept + tile * (m.quads // 16) + begin // 64
-    at = code_at + 64 * (quads_done // 2)
-    sums, blocks = _block_group(isa, at, kept, x + begin, length // 128)
-    return sums, 2 * blocks
+    return _block_group(isa, code_at + 64 * blocks_done, kept, x + begin, length // 128)
 
 
 @jit
-def _tiles(isa, m, planes, digits, scales, packed_at, out, first, last):
-    """Tiles ``first:last`` by one row of digits at address ``digits``."""
-    for tile in range(first, last):
-        if m.layout == NM4:
-            code_at = m.codes + tile * (16 * m.quads)
-        elif m.layout == N64:
-            code_at = m.codes + tile * (m.quads // 16 * m.of_64 // 16 * 128)
-        else:
-            code_at = m.codes + load_u32(m.offsets + 4 * tile)
-        acc, quads_done = no_floats(), np.int64(0)
-        for group in range(m.groups):
-            scale_at = m.scales + 32 * (tile * m.groups + group)
-            prefetch(scale_at + SCALES_AHEAD)
-            sums, quads = _tile_group(isa, m, tile, group, code_at, quads_done, digits, packed_at)
-            total = to_float(sums)
-            if planes == 2:
-                low, _ = _tile_group(
-                    isa, m, tile, group, code_at, quads_done, digits + 4 * m.quads, packed_at
-                )
-                total = add_f(multiply(total, all_floats(np.float32(256))), to_float(low))
-            quads_done += quads
-            acc = _add_group(acc, total, scale_at, scales[group])
-        _store_tile(m, tile, acc, out)
+def _other_tile(isa, m, tile, planes, digits, scales):
+    """Return the products of a tile of any other layout."""
+    if m.layout == NM4:
+        code_at = m.codes + tile * (16 * m.quads)
+    elif m.layout == N64:
+        code_at = m.codes + tile * (m.quads // 16 * m.of_64 // 16 * 128)
+    else:
+        code_at = m.codes + load_u32(m.offsets + 4 * tile)
+    acc, done = no_floats(), np.int64(0)
+    for group in range(m.groups):
+        scale_at = m.scales + 32 * (tile * m.groups + group)
+        prefetch(scale_at + SCALES_AHEAD)
+        sums, blocks = _tile_group(isa, m, tile, group, code_at, done, digits)
+        total = to_float(sums)
+        if planes == 2:
+            low, _ = _tile_group(isa, m, tile, group, code_at, done, digits + 4 * m.quads)
+            total = add_f(multiply(total, all_floats(np.float32(256))), to_float(low))
+        done += blocks
+        acc = _add_group(acc, total, scale_at, scales[group])
+    return acc
 
 
 def _run(isa, m, planes, x, threads, digits, scales, sums, packed, out):
-    """``out[b] = weights @ x[b]``; ``packed`` int8 [threads, padded K + 128] is room to work in."""
+    """``out[b] = weights @ x[b]``; ``packed`` int8 [threads, …] is room for packed digits."""
     tiles = (m.rows + 15) // 16
     for row in range(len(x)):
         x_at = np.int64(x.ctypes.data) + 4 * row * m.columns
@@ -251,8 +280,13 @@ def _run(isa, m, planes, x, threads, digits, scales, sums, packed, out):
         at = np.int64(digits.ctypes.data)
         for thread in prange(threads):
             first, last = tiles * thread // threads, tiles * (thread + 1) // threads
-            packed_at = np.int64(packed[thread].ctypes.data)
-            _tiles(isa, m, planes, at, scales, packed_at, out_at, first, last)
+            room = np.int64(packed[thread].ctypes.data)
+            for tile in range(first, last):
+                if m.layout == COLUMN16:
+                    acc = _column16_tile(isa, m, tile, planes, at, scales, room)
+                else:
+                    acc = _other_tile(isa, m, tile, planes, at, scales)
+                _store_tile(m, tile, acc, out_at)
 
 
 run, run_parallel = serial_and_parallel(_run)
