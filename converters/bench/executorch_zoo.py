@@ -2,8 +2,8 @@
 
     python converters/bench/executorch_zoo.py [name ...]
 
-Printed for each: the verdict, how many weights are read back bit for bit, the largest relative error
-of an output against the packed model in torch, the forms its weights took, and the bytes.
+Printed for each: the verdict, how many weights are read back bit for bit, the largest relative
+error of an output against the packed model in torch, the forms its weights took, and the bytes.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ def measure(name: str, folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(ZOO)}")
-    print(
-        "| model | verdict | weights equal | largest error | forms | bytes |\n|---|---|---|---|---|---|"
-    )
+    print("| model | verdict | weights equal | largest error | forms | bytes |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in parser.parse_args().names or ZOO:
             began = time.monotonic()
