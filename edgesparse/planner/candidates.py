@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from edgesparse.budget import format_size
 from edgesparse.model import TensorInfo, TensorKind
 from edgesparse.pattern import Pattern
-from edgesparse.planner.choose import choose
+from edgesparse.planner.choose import PORTABLE, choose
 from edgesparse.planner.rates import Sensitivity, alike
 from edgesparse.planner.types import TensorPlan
 from edgesparse.recipe import Rule
@@ -33,17 +33,23 @@ class Candidate:
     loss: float
 
 
-def candidates(tensor: TensorInfo, rule: Rule | None, sensitivity: Sensitivity) -> list[Candidate]:
+def candidates(
+    tensor: TensorInfo,
+    rule: Rule | None,
+    sensitivity: Sensitivity,
+    formats: frozenset[str] = PORTABLE,
+) -> list[Candidate]:
     """Return what the rule allows, at least one; of equal bytes in a format only the best.
 
     Args:
         tensor: The tensor.
         rule: The rule that matched it; None leaves it as it is.
         sensitivity: Rates by tensor name, as measured; {} takes all weights as alike.
+        formats: Names of the formats that may be used.
     """
     best: dict[tuple[str, int], Candidate] = {}
     for variant in _variants(tensor, rule):
-        entry = plan_tensor(tensor, variant)
+        entry = plan_tensor(tensor, variant, formats)
         candidate = Candidate(entry, expected_loss(entry, sensitivity))
         key = (entry.spec.name if entry.spec else "", entry.nbytes)
         if key not in best or candidate.loss < best[key].loss:
@@ -57,14 +63,16 @@ def expected_loss(entry: TensorPlan, sensitivity: Sensitivity) -> float:
     return sensitivity.get(tensor.name, alike(tensor.numel)).loss(entry.spec)
 
 
-def plan_tensor(tensor: TensorInfo, rule: Rule | None) -> TensorPlan:
+def plan_tensor(
+    tensor: TensorInfo, rule: Rule | None, formats: frozenset[str] = PORTABLE
+) -> TensorPlan:
     """Return what a rule comes to for one tensor: packed only where that is smaller."""
     as_it_is = TensorPlan(tensor=tensor, rule=None, spec=None, nbytes=tensor.nbytes)
     if rule is None:
         return replace(as_it_is, reason=tensor.reason or "no rule")
     if not tensor.compressible:
         return replace(as_it_is, reason=tensor.reason or "not a matrix")
-    storage = choose(rule, tensor.shape)
+    storage = choose(rule, tensor.shape, formats)
     if storage is None:
         return replace(as_it_is, reason="16 bits, nothing removed")
     if storage.nbytes >= tensor.nbytes:

@@ -3,6 +3,9 @@
 All formats hold the same numbers, so the choice never changes what a model computes. A mask costs
 one bit a weight and saves the codes of the removed ones: at 4 bits the bitmask wins above 25 %
 sparsity, at 3 bits above 33 %, at 2 bits above 50 %; the exact bytes, padding included, decide.
+
+Layouts made for one pattern (2:4, n:64, blocks) are used where the plan is for a target that reads
+them. Without a target a plan keeps to the layouts every target reads.
 """
 
 from __future__ import annotations
@@ -10,9 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from edgesparse.packed import FORMATS, FormatSpec
+from edgesparse.formats.choice import candidates
+from edgesparse.packed import ALL_BITS, FORMATS, INTEGER_BITS, FormatSpec
 from edgesparse.pattern import Pattern
 from edgesparse.recipe import Rule
+
+PORTABLE = frozenset(
+    [*(f"dense{bits}" for bits in INTEGER_BITS), *(f"bitmask{bits}" for bits in ALL_BITS)]
+)
+"""Formats that every target reads."""
 
 
 @dataclass(frozen=True)
@@ -33,30 +42,49 @@ class Storage:
         return sum(nbytes for _, nbytes in self.buffers)
 
 
-def choose(rule: Rule, shape: tuple[int, ...]) -> Storage | None:
+def readable_by(target: str | None) -> frozenset[str]:
+    """Return the formats a plan for ``target`` may use.
+
+    Raises:
+        UnknownName: No such target.
+    """
+    if target is None:
+        return PORTABLE
+    from edgesparse.exporting import EXPORTERS
+
+    return frozenset(EXPORTERS.get(target).accepts)
+
+
+def choose(
+    rule: Rule, shape: tuple[int, ...], formats: frozenset[str] = PORTABLE
+) -> Storage | None:
     """Return the smallest storage for ``rule``, or None: dense float16 has no packed form.
 
     Args:
         rule: Bits, group size and pattern.
         shape: Shape of the weight.
+        formats: Names of the formats that may be used.
     """
     columns = 1
     for size in shape[1:]:
         columns *= size
     # One scale for a row is a group as wide as the row, in whole octets of columns.
     group_size = 0 if rule.bits == 16 else rule.group_size or -(-columns // 8) * 8
-    return _smallest(rule.bits, group_size, rule.pattern, shape)
+    return _smallest(rule.bits, group_size, rule.pattern, shape, formats)
 
 
 @lru_cache(maxsize=65536)
 def _smallest(
-    bits: int, group_size: int, pattern: Pattern, shape: tuple[int, ...]
+    bits: int,
+    group_size: int,
+    pattern: Pattern,
+    shape: tuple[int, ...],
+    formats: frozenset[str],
 ) -> Storage | None:
-    names = [f"dense{bits}"] if bits < 16 else []
-    if not pattern.is_dense:
-        names.append(f"bitmask{bits}")
     found = []
-    for name in names:
+    for name in candidates(pattern, bits=bits):
+        if name not in formats or (pattern.is_dense and not name.startswith("dense")):
+            continue
         spec = FORMATS.get(name).spec(group_size=group_size, pattern=pattern)
         buffers = FORMATS.get(name).predict_nbytes(spec, shape)
         found.append(Storage(spec, tuple(buffers.items())))

@@ -17,6 +17,7 @@ from edgesparse.errors import UsageError
 from edgesparse.model import CapturedModel, TensorInfo
 from edgesparse.planner.allocate import Limit, allocate
 from edgesparse.planner.candidates import Candidate, candidates
+from edgesparse.planner.choose import readable_by
 from edgesparse.planner.peak import fixed_terms, held_nbytes
 from edgesparse.planner.predict import FilePrediction
 from edgesparse.planner.rates import Sensitivity
@@ -95,7 +96,8 @@ class Fit:
         return best
 
     def _options(self, ruled: Ruled) -> list[list[Candidate]]:
-        return [candidates(tensor, rule, self.sensitivity) for tensor, rule in ruled]
+        formats = readable_by(self.target)
+        return [candidates(tensor, rule, self.sensitivity, formats) for tensor, rule in ruled]
 
     def _limits(self, options: Sequence[Sequence[Candidate]]) -> list[Limit]:
         """Return the limits that are set, the file first: it is the one solved exactly."""

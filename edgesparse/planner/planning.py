@@ -14,6 +14,7 @@ from edgesparse.errors import BudgetExceeded
 from edgesparse.model import CapturedModel
 from edgesparse.pattern import DENSE
 from edgesparse.planner.candidates import expected_loss, plan_tensor
+from edgesparse.planner.choose import readable_by
 from edgesparse.planner.default import default_recipe
 from edgesparse.planner.fitting import Fit, Ruled
 from edgesparse.planner.peak import memory_terms
@@ -56,7 +57,8 @@ def plan(
     _check_names(recipe, target)
     ruled = [(tensor, recipe.rule_for(tensor)) for tensor in captured.tensors]
     if budget.is_unlimited:
-        entries = [plan_tensor(tensor, rule) for tensor, rule in ruled]
+        formats = readable_by(target)
+        entries = [plan_tensor(tensor, rule, formats) for tensor, rule in ruled]
     else:
         entries = _fit(captured, ruled, budget, target, sensitivity or {})
     made = _finish(captured, entries, budget, target, sensitivity or {})

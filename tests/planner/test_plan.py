@@ -19,6 +19,7 @@ from edgesparse.model import TensorKind
 from edgesparse.pattern import Pattern
 from edgesparse.planner import Plan, plan
 from edgesparse.recipe import ADJUSTABLE, Recipe, Rule
+from edgesparse.runtime.modules import build_decoded, build_packed
 
 
 class Words(nn.Module):
@@ -91,6 +92,22 @@ class TestPrediction:
         if pattern.is_dense or pattern == Pattern(keep=2, of=4):
             assert written == made.nbytes
 
+    @pytest.mark.parametrize(
+        ("text", "format_name"), [("2:4", "nm4"), ("16x1", "column16"), ("16x8", "block16x8")]
+    )
+    def test_so_has_that_of_a_layout_for_one_pattern(self, words, tmp_path, text, format_name):
+        rule = magnitude(bits=4, pattern=Pattern.parse(text, sparsity=0.5))
+        made = plan(words, Recipe((rule,)), target="executorch")
+        assert entry(made, "up.weight").spec.name == format_name
+        compressed = compress(words, made)
+        path = compressed.save(tmp_path / "out")
+        written = (path / "weights.safetensors").stat().st_size
+        assert written == pytest.approx(made.nbytes, rel=0.02)
+        tokens = torch.arange(9)[None]
+        torch.testing.assert_close(
+            build_packed(compressed)(tokens), build_decoded(compressed)(tokens)
+        )
+
     def test_nothing_packed_is_exact_too(self, words, tmp_path):
         made = plan(words, Recipe())
         path = compress(words, made).save(tmp_path / "out")
@@ -154,6 +171,16 @@ class TestRules:
     )
     def test_the_smaller_format_is_chosen(self, words, bits, sparsity, format_name):
         made = plan(words, Recipe((Rule(bits=bits, pattern=Pattern(sparsity=sparsity)),)))
+        assert entry(made, "up.weight").spec.name == format_name
+
+    @pytest.mark.parametrize(
+        ("target", "format_name"), [(None, "bitmask4"), ("executorch", "column16")]
+    )
+    def test_layouts_of_one_pattern_are_for_targets_that_read_them(
+        self, words, target, format_name
+    ):
+        rule = magnitude(bits=4, pattern=Pattern(sparsity=0.5, block=(16, 1)))
+        made = plan(words, Recipe((rule,)), target=target)
         assert entry(made, "up.weight").spec.name == format_name
 
     def test_a_rule_by_name_for_nothing_is_noted(self, words):
