@@ -13,7 +13,7 @@ from edgesparse_kernels import _jit, activations, reference
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.layout import quads
 from edgesparse_kernels.matrix import PackedMatrix
-from edgesparse_kernels.structured import StructuredMatrix
+from edgesparse_kernels.structured import StructuredMatrix, as_dense
 
 AnyMatrix = PackedMatrix | StructuredMatrix
 
@@ -45,7 +45,12 @@ def matmul(
     if not _jit.is_enabled():
         out[:] = _reference(x, matrix, kind)
     elif isinstance(matrix, StructuredMatrix):
-        _structured(x, matrix, kind, threads, out)
+        from edgesparse_kernels import dispatch
+
+        if kind is not Activations.FLOAT32 and dispatch.can_gather(matrix):
+            dispatch.gather(x, matrix, kind, threads, out)
+        else:
+            matmul(x, as_dense(matrix), out=out, kind=kind, threads=threads)
     elif _has_octets(matrix):
         from edgesparse_kernels import dispatch
 
@@ -77,7 +82,9 @@ def decode(matrix: AnyMatrix, *, out: NDArray[np.float32], threads: int = 1) -> 
     Raises:
         ValueError: ``out`` has another type or shape.
     """
-    if _jit.is_enabled() and isinstance(matrix, PackedMatrix) and _has_octets(matrix):
+    if isinstance(matrix, StructuredMatrix):
+        matrix = as_dense(matrix)
+    if _jit.is_enabled() and _has_octets(matrix):
         from edgesparse_kernels import dispatch
 
         _expect(out, (matrix.rows, matrix.columns), "out")
@@ -110,7 +117,9 @@ def embedding(
         raise IndexError(
             f"rows {indices.min()} to {indices.max()} of a matrix that has {matrix.rows}"
         )
-    if not _jit.is_enabled() or isinstance(matrix, StructuredMatrix):
+    if isinstance(matrix, StructuredMatrix):
+        matrix = as_dense(matrix)
+    if not _jit.is_enabled():
         out[:] = reference.decode(matrix)[indices]
         return
     from edgesparse_kernels import generic
@@ -149,22 +158,6 @@ def _arguments(matrix: PackedMatrix) -> Arguments:
         matrix.offsets_high,
         matrix.scales,
     )
-
-
-def _structured(
-    x: NDArray[np.float32],
-    matrix: StructuredMatrix,
-    kind: Activations,
-    threads: int,
-    out: NDArray[np.float32],
-) -> None:
-    """Multiply by a structured mask: vector kernels for integers on AVX-512, else decoded."""
-    from edgesparse_kernels import dispatch
-
-    if kind is not Activations.FLOAT32 and dispatch.can_gather(matrix):
-        dispatch.gather(x, matrix, kind, threads, out)
-    else:
-        out[:] = _reference(x, matrix, kind)
 
 
 def _has_octets(matrix: PackedMatrix) -> bool:

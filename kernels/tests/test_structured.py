@@ -72,6 +72,9 @@ def test_products(isa, case, shape, group_size):
                 continue
             kernels.matmul(x, matrix, out=out, kind=kind)
             assert np.array_equal(out, activations.matmul(x, matrix, kind))
+        decoded = np.empty(shape, np.float32)
+        kernels.decode(matrix, out=decoded)
+        assert np.array_equal(decoded, weights)
         kernels.matmul(x, matrix, out=out)
         assert np.allclose(out, x.astype(np.float64) @ weights.T, rtol=1e-4, atol=1e-3)
 
