@@ -71,13 +71,21 @@ class Recording:
         return [call for call in self.calls if call.module == module]
 
 
-def call_model(model: nn.Module, batch: Batch, device: torch.device) -> Any:
-    """Run one batch of keyword arguments; a program that has no names takes them in order."""
+def call_model(
+    model: nn.Module,
+    batch: Batch,
+    device: torch.device,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """Run one batch of keyword arguments, with other ``weights`` in the model's place if given."""
     moved = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
     moved = {
         n: v.to(first_float_dtype(model)) if isinstance(v, Tensor) and v.is_floating_point() else v
         for n, v in moved.items()
     }
+    if weights is not None:
+        return torch.func.functional_call(model, dict(weights), (), moved, tie_weights=True)
     return model(**moved)
 
 

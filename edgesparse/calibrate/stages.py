@@ -213,7 +213,11 @@ class Rest:
 
 
 class WholeModel:
-    """A model without a chain: every group runs it from the start up to that group."""
+    """A model without a chain: every group runs it from the start up to that group.
+
+    The uncompressed model is the same module run with a copy of the first weights: a traced graph
+    cannot be copied as a whole.
+    """
 
     def __init__(
         self,
@@ -226,12 +230,13 @@ class WholeModel:
     ) -> None:
         self.groups = groups
         self._model, self._batches, self._device = model, batches, device
-        self._dense = copy.deepcopy(model) if keep_dense else None
+        self._dense: dict[str, Tensor] = {}
+        if keep_dense:
+            self._dense = {n: p.detach().clone() for n, p in model.named_parameters()}
 
     def __enter__(self) -> Self:
-        for model in (self._model, self._dense):
-            if model is not None:
-                model.to(self._device)
+        self._model.to(self._device)
+        self._dense = {name: weight.to(self._device) for name, weight in self._dense.items()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -242,17 +247,16 @@ class WholeModel:
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield X of every batch; X of the dense model only where ``need`` asks for it."""
         path = group.modules[0]
-        dense = self._dense if Statistic.DENSE_TARGET in need else None
         for batch in self._batches:
-            rows = _rows(self._model, path, group, self._call(self._model, batch))
+            rows = _rows(self._model, path, group, partial(self._run, batch))
             if rows is not None:
                 twin = None
-                if dense is not None:
-                    twin = _rows(dense, path, group, self._call(dense, batch))
+                if Statistic.DENSE_TARGET in need:
+                    twin = _rows(self._model, path, group, partial(self._run, batch, dense=True))
                 yield rows, twin
 
-    def _call(self, model: nn.Module, batch: Batch) -> Callable[[], Any]:
-        return lambda: call_model(model, batch, self._device)
+    def _run(self, batch: Batch, *, dense: bool = False) -> object:
+        return call_model(self._model, batch, self._device, weights=self._dense if dense else None)
 
 
 def _rows(root: nn.Module, path: str, group: Group, run: Callable[[], object]) -> Tensor | None:

@@ -205,3 +205,15 @@ def test_the_bundled_model_keeps_the_order_of_methods() -> None:
         small = compress(captured, plan, text, windows=16, window=256)
         errors[method] = es.evaluate(small, text=EXAMPLES / "data" / "validation.txt").kl
     assert errors["admm"] < errors["sparsegpt"] < errors["wanda"] < errors["magnitude"]
+
+
+def test_an_exported_program_goes_through_without_a_chain(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)).eval()
+    torch.export.save(torch.export.export(model, (torch.zeros(4, 64),)), tmp_path / "m.pt2")
+    captured = es.load(tmp_path / "m.pt2")
+    name = next(iter(captured.example_inputs))
+    data = {name: torch.randn(66, 64, generator=torch.Generator().manual_seed(0))}
+    small = run(captured, data, pattern=HALF, method="admm", bits=4, group_size=16)
+    assert len(small.packed) == 2
+    assert small.metadata["calibration"]["samples"] == 64  # batches of 4, as it was exported
