@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from edgesparse.planner import Plan, plan
     from edgesparse.recipe import Recipe, Rule
     from edgesparse.recovery import recover
-    from edgesparse.runtime import evaluate, generate
+    from edgesparse.runtime.evaluate import evaluate
+    from edgesparse.runtime.generate import generate
 
 __version__ = "0.1.0"
 
