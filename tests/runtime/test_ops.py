@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from edgesparse.errors import CorruptPack
 from edgesparse.packed import FORMATS, Codes
-from edgesparse.pattern import DENSE
+from edgesparse.pattern import DENSE, Pattern
 from edgesparse.runtime import ops
 
 NAMES = sorted(name for name in FORMATS if name.startswith(("dense", "bitmask")))
@@ -49,6 +49,30 @@ def test_linear_is_the_decoded_linear(name, lead):
     magnitude = functional.linear(x.double().abs(), weight.double().abs(), bias.double().abs())
     assert found.shape == (*lead, 70)
     assert torch.all((found - exact).abs() <= 2.0**-23 * 303 * magnitude)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("nm4", "2:4"), ("n64", "16:64"), ("column16", "16x1")]
+)
+def test_structured_layouts_compute_too(name, pattern):
+    rng = np.random.default_rng(0)
+    keep = np.zeros((32, 256), np.bool_)
+    keep[:, ::4] = True  # one of four columns: a mask of each of these patterns
+    codes = Codes(
+        values=(rng.integers(-8, 8, keep.shape) * keep).astype(np.int8),
+        scales=(rng.integers(128, 256, (32, 2)) / 4096).astype(np.float16),
+        keep_mask=keep,
+        bits=4,
+        group_size=128,
+    )
+    packed = FORMATS.get(name).pack(codes, pattern=Pattern.parse(pattern))
+    a = ops.packed_arguments(packed)
+    weight = torch.from_numpy(codes.decode())
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(call_linear(x, packed), functional.linear(x, weight))
+    indices = torch.tensor([31, 0])
+    found = torch.ops.edgesparse.embedding(indices, a.buffers, a.format, a.shape, a.group_size)
+    assert torch.equal(found, weight[indices])
 
 
 def test_linear_follows_the_type_of_x():
