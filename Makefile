@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(she
 BIN := .venv/bin
 # Two workers share two cores: one thread each.
 QUIET_THREADS := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
-PYTEST := $(QUIET_THREADS) $(BIN)/pytest -q -n 2
+PYTEST := $(QUIET_THREADS) $(BIN)/pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help venv lock demo check test test-all format bench native docs clean
