@@ -87,12 +87,12 @@ def bundle(
         show(f"saved {output}   {len(made.cases)} cases for {made.artifact}")
 
 
-@device.command(short_help="Run a bundle on devices.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@device.command(short_help="Run bundles on devices.")
+@click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--device", "devices", default="host", show_default=True, help="Comma-separated.")
 @click.option(
     "-o", "--records", type=click.Path(path_type=Path), metavar="FOLDER",
-    help="Keep one JSON record per device here; what it already has is not run again.",
+    help="Keep BUNDLE/DEVICE.json here; what is there already is not run again.",
 )  # fmt: skip
 @click.option("--runs", default=10, show_default=True, help="Timed executions of a case.")
 @click.option("--warmup", default=2, show_default=True, help="Executions before the clock.")
@@ -100,10 +100,10 @@ def bundle(
 @click.option("--force", is_flag=True, help="Run again what the records already have.")
 @common
 def run(
-    bundle: Path, devices: str, records: Path | None, runs: int, warmup: int, limit: float,
-    force: bool, as_json: bool,
+    bundles: tuple[Path, ...], devices: str, records: Path | None, runs: int, warmup: int,
+    limit: float, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Run every case of BUNDLE on every device, and hold the outputs against the references.
+    """Run every case of the BUNDLES on every device, and hold outputs against references.
 
     A device that fails does not keep the others from running. Exits 1 when a case is wrong, a
     device failed, or the budget is broken.
@@ -116,22 +116,26 @@ def run(
     from edgesparse_device.running import Run, run_bundle
     from edgesparse_device.tables import record_table, record_title
 
-    found, opened = devices_named(devices), open_bundle(bundle)
+    found, opened = devices_named(devices), [open_bundle(bundle) for bundle in bundles]
     effort = Effort(warmup=warmup, runs=runs, limit=limit)
-    with working(f"running {opened.artifact}") as progress:
-        results = run_bundle(
-            opened, found, Run(effort=effort, records=records, force=force), progress
-        )
+    results = []
+    for bundle in opened:
+        folder = records / bundle.path.resolve().name if records else None
+        with working(f"running {bundle.artifact}") as progress:
+            run_of = Run(effort=effort, records=folder, force=force)
+            results.append(run_bundle(bundle, found, run_of, progress))
+    flat = [record for of_bundle in results for record in of_bundle]
     if as_json:
-        show_json({"records": [record.to_json() for record in results]})
+        show_json({"records": [record.to_json() for record in flat]})
     else:
-        for record in results:
-            show(record_title(record), *([record_table(record)] if record.cases else []))
-            show(Text(record.verdict), "")
-        show(*map(Text, agreement(results)))
-    bad = [record.device.name for record in results if not record.ok]
+        for of_bundle in results:
+            for record in of_bundle:
+                show(record_title(record), *([record_table(record)] if record.cases else []))
+                show(Text(record.verdict), "")
+            show(*map(Text, agreement(of_bundle)), "")
+    bad = [f"{record.device.name}: {record.verdict}" for record in flat if not record.ok]
     if bad:
-        raise DeviceError("; ".join(f"{r.device.name}: {r.verdict}" for r in results if not r.ok))
+        raise DeviceError("; ".join(bad))
 
 
 @device.command(short_help="What changed between two records.")

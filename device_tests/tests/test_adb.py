@@ -28,7 +28,14 @@ QUICK = Effort(warmup=1, runs=2, limit=60)
 # Far more runs than there is time for: still going whenever the test does something to it.
 ENDLESS = Effort(warmup=1, runs=1_000_000, limit=60)
 
-pytestmark = pytest.mark.skipif(shutil.which("adb") is None, reason="adb is not installed")
+pytest.importorskip("executorch")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("adb") is None, reason="adb is not installed"),
+    pytest.mark.skipif(
+        sys.platform != "linux" or shutil.which("g++") is None,
+        reason="the runner for this machine needs Linux and g++",
+    ),
+]
 
 
 def free_port() -> int:

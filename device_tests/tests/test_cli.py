@@ -38,7 +38,7 @@ def test_run_records_and_compares(make_bundle: Make, tmp_path: Path):
     assert done.exit_code == 0, done.output
     (record,) = json.loads(done.output)["records"]
     assert record["ok"]
-    saved = tmp_path / "records/host.json"
+    saved = tmp_path / "records" / bundle.path.name / "host.json"
     assert json.loads(saved.read_text()) == record
 
     assert call("compare", saved, saved).exit_code == 0

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,14 @@ Make = Callable[..., Bundle]
 QUICK = Effort(warmup=1, runs=2, limit=60)
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH')}:/usr/sbin:/usr/local/sbin")
 
-pytestmark = pytest.mark.skipif(SSHD is None, reason="sshd is not installed")
+pytest.importorskip("executorch")
+pytestmark = [
+    pytest.mark.skipif(SSHD is None, reason="sshd is not installed"),
+    pytest.mark.skipif(
+        sys.platform != "linux" or shutil.which("g++") is None,
+        reason="the runner for this machine needs Linux and g++",
+    ),
+]
 
 
 class Board:
