@@ -30,7 +30,8 @@ def lower(program: ExportedProgram, *, fused_attention: bool = False) -> Exporte
             decomposed: fused attention of iOS 18 has known wrong results on some systems.
 
     Raises:
-        Unsupported: Operators remain that coremltools cannot translate, by name.
+        Unsupported: Operators remain that coremltools cannot translate, or integers that Core ML
+            cannot hold, by name.
     """
     translate.register()
     program = program.run_decompositions({})
@@ -44,6 +45,7 @@ def lower(program: ExportedProgram, *, fused_attention: bool = False) -> Exporte
         chosen.update(found)
         program = program.run_decompositions(dict(chosen))
     _refuse_untranslatable(program)
+    _refuse_wide_integers(program)
     _set_attention(program, fused=fused_attention)
     return program
 
@@ -81,6 +83,19 @@ def _refuse_untranslatable(program: ExportedProgram) -> None:
             f"coremltools has no translation for {', '.join(left)}; rewrite these in the module "
             "or register a translator with coremltools' register_torch_op"
         )
+
+
+def _refuse_wide_integers(program: ExportedProgram) -> None:
+    """Refuse 64-bit constants that need them: coremltools would write 2147483647 without a word."""
+    limits = torch.iinfo(torch.int32)
+    for name, tensor in (*program.state_dict.items(), *program.constants.items()):
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.int64:
+            continue
+        if tensor.numel() and not limits.min <= tensor.min() <= tensor.max() <= limits.max:
+            raise Unsupported(
+                f"{name} holds integers beyond 32 bits; Core ML has none: keep them outside of "
+                "the module"
+            )
 
 
 def _set_attention(program: ExportedProgram, *, fused: bool) -> None:

@@ -180,6 +180,22 @@ def test_an_operator_without_a_translation_is_named_and_nothing_is_left(compress
     assert list(tmp_path.iterdir()) == []
 
 
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+        self.register_buffer("ids", torch.tensor([1, 2**40]))
+
+    def forward(self, x):
+        return self.linear(x) + (self.ids % 3).sum()
+
+
+def test_integers_beyond_32_bits_are_refused_where_coremltools_would_saturate(compressed, tmp_path):
+    captured = es.load(Wide().eval(), example_inputs={"x": torch.randn(2, 32)})
+    with pytest.raises(Unsupported, match="ids holds integers beyond 32 bits"):
+        es.export(compressed(captured), path=tmp_path / "m.mlpackage")
+
+
 class Idle(Pair):
     def forward(self, x):
         return self.a_b(x)
