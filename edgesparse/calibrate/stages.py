@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, Self
@@ -16,9 +16,9 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from edgesparse.calibrate.inputs import input_rows
 from edgesparse.calibrate.record import Chain, Group, call_model
 from edgesparse.calibrate.statistics import Statistic
+from edgesparse.calibrate.watch import Stop, outside, rows_of, stopping, stubbed
 from edgesparse.calibrate.windows import Batch
 
 
@@ -37,10 +37,6 @@ class Stage(Protocol):
         self, group: Group, need: frozenset[Statistic]
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield (X, X of the uncompressed model) for every batch, [samples, K] each."""
-
-
-class _Stop(Exception):
-    """Ends a forward pass once what was wanted from it is there."""
 
 
 class BlockStage:
@@ -74,10 +70,10 @@ class BlockStage:
         path = group.modules[0][len(self._name) :].lstrip(".")
         with_dense = self._dense is not None and Statistic.DENSE_TARGET in need
         for i in range(len(self._hidden)):
-            rows = _rows(self._block, path, group, partial(self._run, i))
+            rows = rows_of(self._block, path, group, partial(self._run, i))
             dense = None
             if with_dense and self._dense is not None:
-                dense = _rows(self._dense, path, group, partial(self._run, i, dense=True))
+                dense = rows_of(self._dense, path, group, partial(self._run, i, dense=True))
             if rows is not None:
                 yield rows, dense
 
@@ -146,15 +142,15 @@ def first_hidden(
                 hidden.now.append(value)
             hidden.calls[-1][block] = _without(args, kwargs, place)
             if block == last:
-                raise _Stop
+                raise Stop
             return _output(chain, value)
 
         return forward
 
-    with _outside(model, chain, device), _stubbed(model, {b: stub(b) for b in chain.blocks}):
+    with outside(model, chain, device), stubbed(model, {b: stub(b) for b in chain.blocks}):
         for batch in batches:
             hidden.calls.append({})
-            with _stopping():
+            with stopping():
                 call_model(model, batch, device)
     return hidden
 
@@ -178,7 +174,7 @@ class Rest:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(_outside(self._model, self._chain, self._device))
+        self._stack.enter_context(outside(self._model, self._chain, self._device))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,12 +195,12 @@ class Rest:
 
         def stub(*args: Any, **kwargs: Any) -> Any:
             if self._hidden is None:
-                raise _Stop
+                raise Stop
             stream = self._hidden.dense if dense else self._hidden.now
             return _output(self._chain, (stream or self._hidden.now)[batch])
 
-        with _stubbed(self._model, dict.fromkeys(self._chain.blocks, stub)):
-            return _rows(
+        with stubbed(self._model, dict.fromkeys(self._chain.blocks, stub)):
+            return rows_of(
                 self._model,
                 group.modules[0],
                 group,
@@ -248,77 +244,15 @@ class WholeModel:
         """Yield X of every batch; X of the dense model only where ``need`` asks for it."""
         path = group.modules[0]
         for batch in self._batches:
-            rows = _rows(self._model, path, group, partial(self._run, batch))
+            rows = rows_of(self._model, path, group, partial(self._run, batch))
             if rows is not None:
                 twin = None
                 if Statistic.DENSE_TARGET in need:
-                    twin = _rows(self._model, path, group, partial(self._run, batch, dense=True))
+                    twin = rows_of(self._model, path, group, partial(self._run, batch, dense=True))
                 yield rows, twin
 
     def _run(self, batch: Batch, *, dense: bool = False) -> object:
         return call_model(self._model, batch, self._device, weights=self._dense if dense else None)
-
-
-def _rows(root: nn.Module, path: str, group: Group, run: Callable[[], object]) -> Tensor | None:
-    """Run until the module at ``path`` has had all its calls; return its inputs, [samples, K]."""
-    module = root.get_submodule(path)
-    seen: list[Tensor] = []
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        value = args[0] if args else next(iter(kwargs.values()))
-        seen.append(input_rows(module, value))
-        if len(seen) == group.calls:
-            raise _Stop
-
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        with _stopping():
-            run()
-    finally:
-        handle.remove()
-    return torch.cat(seen) if seen else None
-
-
-@contextmanager
-def _stopping() -> Iterator[None]:
-    """Take ``_Stop`` for the normal end it is."""
-    try:
-        yield
-    except _Stop:
-        return
-
-
-@contextmanager
-def _stubbed(model: nn.Module, stubs: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    """Replace the forward methods of some modules for a while."""
-    modules = [model.get_submodule(name) for name in stubs]
-    for module, stub in zip(modules, stubs.values(), strict=True):
-        module.__dict__["forward"] = stub
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.__dict__["forward"]
-
-
-@contextmanager
-def _outside(model: nn.Module, chain: Chain, device: torch.device) -> Iterator[None]:
-    """Bring everything but the blocks onto ``device`` for a while."""
-    skip = {id(m) for block in chain.blocks for m in model.get_submodule(block).modules()}
-    outside = [module for module in model.modules() if id(module) not in skip]
-
-    def move(to: torch.device) -> None:
-        for module in outside:
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(to)
-            for name, buffer in module.named_buffers(recurse=False):
-                module._buffers[name] = buffer.to(to)
-
-    move(device)
-    try:
-        yield
-    finally:
-        move(torch.device("cpu"))
 
 
 def _output(chain: Chain, hidden: Tensor) -> Any:
