@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,17 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["device", *map(str, arguments)])
 
 
-def test_list_says_what_there_is_and_why_not():
+@pytest.fixture
+def adb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Listing starts an adb server, which stays: one of our own, ended afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(listener.getsockname()[1]))
+    yield
+    if shutil.which("adb"):
+        subprocess.run(["adb", "kill-server"], check=False, capture_output=True)
+
+
+def test_list_says_what_there_is_and_why_not(adb_server: None):
     done = call("list")
     assert done.exit_code == 0
     assert "host" in done.output
