@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesparse_kernels import _isa, tiled
+from edgesparse_kernels import _isa, tiled, tiles
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.layout import CELL, quads
 from edgesparse_kernels.matrix import PackedMatrix
@@ -123,14 +123,14 @@ def _gather_operand(matrix: StructuredMatrix) -> GatherOperand:
     return known
 
 
-def operand(matrix: PackedMatrix) -> tiled.Operand:
+def operand(matrix: PackedMatrix) -> tiles.Operand:
     """Return a matrix as numbers; it must outlive their use."""
-    known: tiled.Operand | None = matrix.__dict__.get("_operand")
+    known: tiles.Operand | None = matrix.__dict__.get("_operand")
     if known is None:
         width = quads(matrix.columns)
         # One scale a row is one group of whole octets, whatever the number of columns.
         one = matrix.group_size >= matrix.columns
-        known = tiled.Operand(
+        known = tiles.Operand(
             rows=matrix.rows,
             columns=matrix.columns,
             bits=matrix.bits,
@@ -149,7 +149,7 @@ def operand(matrix: PackedMatrix) -> tiled.Operand:
     return known
 
 
-def _scratch(m: tiled.Operand, planes: int, batch: int, threads: int) -> tiled.Scratch:
+def _scratch(m: tiles.Operand, planes: int, batch: int, threads: int) -> tiles.Scratch:
     """Return room for one call, which nothing else of this thread uses meanwhile."""
     return _room(threading.get_ident(), m.quads, m.groups, planes, batch, threads)
 
@@ -158,12 +158,12 @@ def _scratch(m: tiled.Operand, planes: int, batch: int, threads: int) -> tiled.S
 @lru_cache(maxsize=32)
 def _room(
     caller: int, quad_count: int, groups: int, planes: int, batch: int, threads: int
-) -> tiled.Scratch:
-    return tiled.Scratch(
+) -> tiles.Scratch:
+    return tiles.Scratch(
         digits=np.empty((batch, planes * 4 * quad_count), np.int8),
         scales=np.empty((batch, groups), np.float32),
         sums=np.empty((batch, planes * groups), np.int32),
-        lanes=np.empty((threads, CELL * tiled.CHUNK + CELL), np.uint8),
+        lanes=np.empty((threads, CELL * tiles.CHUNK + CELL), np.uint8),
         streams=np.empty((threads, 2, 8), np.int64),
         totals=np.empty((threads, planes * batch + 3, 16), np.int32),
         acc=np.empty((threads, batch, 16), np.float32),

@@ -50,7 +50,7 @@ from edgesparse_kernels._simd import (
     to_float,
     trailing_zeros,
 )
-from edgesparse_kernels.tiled import AHEAD, SCALES_AHEAD, _add_group, _quantize, _store_tile
+from edgesparse_kernels.tiles import AHEAD, SCALES_AHEAD, add_group, quantize, store_tile
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
@@ -227,7 +227,7 @@ def _column16_tile(isa, m, tile, planes, digits, scales, room):
             low = to_float(_column16_group(isa, at, parity, quads, x + size, taken))
             total = add_f(multiply(total, all_floats(np.float32(256))), low)
         done += quads
-        acc = _add_group(acc, total, scale_at, scales[group])
+        acc = add_group(acc, total, scale_at, scales[group])
     return acc
 
 
@@ -266,7 +266,7 @@ def _other_tile(isa, m, tile, planes, digits, scales):
             low, _ = _tile_group(isa, m, tile, group, code_at, done, digits + 4 * m.quads)
             total = add_f(multiply(total, all_floats(np.float32(256))), to_float(low))
         done += blocks
-        acc = _add_group(acc, total, scale_at, scales[group])
+        acc = add_group(acc, total, scale_at, scales[group])
     return acc
 
 
@@ -276,7 +276,7 @@ def _run(isa, m, planes, x, threads, digits, scales, sums, packed, out):
     for row in range(len(x)):
         x_at = np.int64(x.ctypes.data) + 4 * row * m.columns
         out_at = np.int64(out.ctypes.data) + 4 * row * m.rows
-        _quantize(m, planes, x_at, digits, scales, sums)
+        quantize(m, planes, x_at, digits, scales, sums)
         at = np.int64(digits.ctypes.data)
         for thread in prange(threads):
             first, last = tiles * thread // threads, tiles * (thread + 1) // threads
@@ -286,7 +286,7 @@ def _run(isa, m, planes, x, threads, digits, scales, sums, packed, out):
                     acc = _column16_tile(isa, m, tile, planes, at, scales, room)
                 else:
                     acc = _other_tile(isa, m, tile, planes, at, scales)
-                _store_tile(m, tile, acc, out_at)
+                store_tile(m, tile, acc, out_at)
 
 
 run, run_parallel = serial_and_parallel(_run)
