@@ -11,6 +11,7 @@ from edgesparse.cli._group import VerbGroup
 VERBS = {
     "plan": "edgesparse.cli.plan:plan",
     "compress": "edgesparse.cli.compress:compress",
+    "recover": "edgesparse.cli.recover:recover",
     "inspect": "edgesparse.cli.inspect:inspect",
     "evaluate": "edgesparse.cli.evaluate:evaluate",
     "generate": "edgesparse.cli.generate:generate",

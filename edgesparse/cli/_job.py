@@ -125,12 +125,16 @@ def show_comparison(comparison: Comparison) -> None:
     show("", comparison_table(comparison), f"measured on {comparison.measured_on}", "")
 
 
-def show_hints(comparison: Comparison | None) -> None:
-    """Print what the numbers advise."""
+def show_hints(comparison: Comparison | None, path: Path | None = None) -> None:
+    """Print what the numbers advise; with the model's ``path``, how to recover it too."""
     from edgesparse.report.comparison import hints
 
-    for hint in hints(comparison) if comparison else []:
+    found = hints(comparison) if comparison else []
+    for hint in found:
         show(f"hint: {hint}")
+    if found and path is not None:
+        again = f"edgesparse recover {path} -o {path}-recovered --data TEXT --minutes 10"
+        show(f"hint: distillation from the dense model wins most of it back: {again}")
 
 
 def summary(

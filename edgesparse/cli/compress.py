@@ -102,7 +102,19 @@ def compress(
     if comparison is not None:
         _job.show_comparison(comparison)
     show(saved_line(output, plan.nbytes, time.monotonic() - started))
-    _job.show_hints(comparison)
+    _job.show_hints(comparison, output)
+
+
+def check_free(output: Path, *, force: bool) -> None:
+    """Refuse an output that is in the way before any work is done for it.
+
+    Raises:
+        OutputExists: It is there, and ``force`` is not set or it is no compressed model.
+    """
+    from edgesparse.store.atomic import refuse_existing
+    from edgesparse.store.saving import is_compressed_model
+
+    refuse_existing(output, force=force, replaceable=is_compressed_model)
 
 
 def saved_line(output: Path, predicted: int, elapsed: float) -> str:

@@ -1,0 +1,102 @@
+"""``edgesparse recover``: win back what compression lost, with the same masks and bytes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from edgesparse.cli._console import command_line, remark, show, show_json, verbosity, working
+from edgesparse.cli._models import open_compressed
+from edgesparse.cli._options import common, force_option, source_option
+from edgesparse.cli.compress import check_free, saved_line
+from edgesparse.errors import UsageError
+
+
+@click.command(short_help="Train the kept values against the dense model.")
+@click.argument("model")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Directory to write.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="Text to train on, or an .npz of arrays named as the model's arguments.",
+)
+@click.option("--minutes", type=float, help="Time allowed.")
+@click.option("--steps", type=int, help="Optimizer steps allowed.")
+@click.option(
+    "--validation",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Held-out text: the best state on it is kept, and training ends when it stops improving.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Save the state here every minute, and go on from it.",
+)
+@click.option("--window", default=512, show_default=True, help="Tokens in a window of text.")
+@click.option("--seed", default=0, show_default=True, help="Decides the windows.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@source_option
+@force_option
+@common
+def recover(
+    model: str,
+    output: Path,
+    data: Path,
+    minutes: float | None,
+    steps: int | None,
+    validation: Path | None,
+    checkpoint: Path | None,
+    window: int,
+    seed: int,
+    device: str,
+    source: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Distil the dense model into the compressed MODEL: same masks, same bytes, better values.
+
+    At least one of --minutes and --steps is needed. What is reported afterwards by evaluate is
+    what ships: the recovered values are packed again.
+    """
+    if minutes is None and steps is None:
+        raise UsageError("recover needs a limit: --minutes 10, or --steps 1000")
+    started = time.monotonic()
+    check_free(output, force=force)
+    compressed = open_compressed(model, source)
+    from edgesparse.recovery import RecoveryProgress
+    from edgesparse.recovery import recover as distil
+
+    with working("recovering") as step:
+
+        def each(progress: RecoveryProgress) -> None:
+            step(int(1000 * progress.fraction), 1000)
+            if verbosity().verbose:
+                remark(f"step {progress.step}: loss {progress.loss:.4f}")
+
+        recovered = distil(
+            compressed, data=data, minutes=minutes, steps=steps, validation=validation,
+            checkpoint=checkpoint, window=window, seed=seed, device=device, progress=each,
+        )  # fmt: skip
+    # What compress measured is no longer true of these values.
+    kept = {k: v for k, v in recovered.metadata.items() if k != "evaluation"}
+    recovered = replace(recovered, metadata={**kept, "command": command_line()})
+    recovered.save(output, force=force)
+    if as_json:
+        show_json({"path": str(output), "nbytes": recovered.nbytes})
+    else:
+        show(saved_line(output, recovered.plan.nbytes, time.monotonic() - started))
+        show(f"measure it with: edgesparse evaluate {output} --text …")
