@@ -58,8 +58,16 @@ def _build(compressed: CompressedModel, uses: Iterable[Use], replace: Replace) -
             owner = module.get_submodule(use.module)
             new = replace(owner, use, compressed.packed[use.tensor])
             if new is not owner:
+                _keep_sizes(owner, new)
                 _set_submodule(module, use.module, new)
     return module
+
+
+def _keep_sizes(owner: nn.Module, new: nn.Module) -> None:
+    """Copy the numbers that models read from their layers."""
+    for name in ("in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx"):
+        if hasattr(owner, name):
+            setattr(new, name, getattr(owner, name))
 
 
 def _set_submodule(module: nn.Module, name: str, new: nn.Module) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from edgesparse_converters.executorch.arithmetic import PackedReference, packed_linear
+from edgesparse_converters.executorch.assemble import build_module
+from edgesparse_converters.executorch.lowering import plan_uses
 from edgesparse_converters.executorch.operators import for_kernels
 from torch import Tensor, nn
 
@@ -122,3 +124,12 @@ def test_a_structured_layout_becomes_a_bitmask_with_the_same_numbers() -> None:
     assert np.array_equal(laid.codes.values, values)
     assert np.array_equal(laid.codes.keep_mask, keep)
     assert for_kernels(laid) is laid
+
+
+def test_a_replaced_layer_keeps_its_sizes(layers: CompressedModel) -> None:
+    """Models read them: a position table asked for its length, a head for its outputs."""
+    uses = plan_uses(layers, layers.captured.skeleton(), "packed")
+    module = build_module(layers, uses, activations="int16")
+    table, head = module.get_submodule("table"), module.get_submodule("head")
+    assert (table.num_embeddings, table.embedding_dim) == (50, 64)
+    assert (head.in_features, head.out_features) == (64, 50)
