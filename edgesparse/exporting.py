@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
 from pathlib import Path
@@ -452,11 +452,21 @@ def _over_budget(compressed: CompressedModel, artifact: Artifact, broken: list[s
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path of the same name; move it to ``path`` if the block ends well."""
+    """Give a temporary path of the same name; move it to ``path`` if the block ends well.
+
+    Whatever ends it otherwise leaves nothing behind, the folders made for it included.
+    """
+    made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        if path.exists():
-            path.rename(Path(folder) / "replaced")
-        temporary.rename(path)
+    try:
+        with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            if path.exists():
+                path.rename(Path(folder) / "replaced")
+            temporary.rename(path)
+    except BaseException:
+        for parent in made:
+            with suppress(OSError):  # somebody else has put something there meanwhile
+                parent.rmdir()
+        raise

@@ -149,6 +149,16 @@ def test_a_failed_export_leaves_what_was_there(
     assert files(tmp_path) == ["a.toy"]
 
 
+def test_a_failed_export_takes_the_folders_it_made_along(toy: Toy, tmp_path: Path) -> None:
+    toy.fails = RuntimeError("broken")
+    with pytest.raises(RuntimeError):
+        export(model(), path=tmp_path / "new" / "folders" / "a.toy")
+    assert files(tmp_path) == []
+    toy.fails = None
+    export(model(), path=tmp_path / "new" / "folders" / "a.toy")
+    assert files(tmp_path / "new" / "folders") == ["a.toy"]
+
+
 @pytest.mark.parametrize(
     ("given", "planned", "target", "fits"),
     [
