@@ -45,7 +45,10 @@ def budget_line(plan: Plan) -> Text:
 
 def columns(*headers: str, left: int = 1) -> Table:
     """Return an empty table without lines: the first ``left`` columns flush left, others right."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table(
+        box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0),
+        show_header=any(headers),
+    )  # fmt: skip
     for i, header in enumerate(headers):
         table.add_column(header, justify="left" if i < left else "right", no_wrap=i > 0)
     return table
