@@ -48,13 +48,20 @@ def candidates(
         formats: Names of the formats that may be used.
     """
     best: dict[tuple[str, int], Candidate] = {}
-    for variant in _variants(tensor, rule):
-        entry = plan_tensor(tensor, variant, formats)
+    for entry in possible(tensor, rule, formats):
         candidate = Candidate(entry, expected_loss(entry, sensitivity))
         key = (entry.spec.name if entry.spec else "", entry.nbytes)
         if key not in best or candidate.loss < best[key].loss:
             best[key] = candidate
     return list(best.values())
+
+
+def possible(
+    tensor: TensorInfo, rule: Rule | None, formats: frozenset[str] = PORTABLE
+) -> Iterator[TensorPlan]:
+    """Yield what the rule allows, with its bytes and without a loss."""
+    for variant in _variants(tensor, rule):
+        yield plan_tensor(tensor, variant, formats)
 
 
 def expected_loss(entry: TensorPlan, sensitivity: Sensitivity) -> float:

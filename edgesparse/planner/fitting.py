@@ -16,7 +16,7 @@ from edgesparse.budget import Budget
 from edgesparse.errors import UsageError
 from edgesparse.model import CapturedModel, TensorInfo
 from edgesparse.planner.allocate import Limit, allocate
-from edgesparse.planner.candidates import Candidate, candidates
+from edgesparse.planner.candidates import Candidate, candidates, possible
 from edgesparse.planner.choose import readable_by
 from edgesparse.planner.peak import fixed_terms, held_nbytes
 from edgesparse.planner.predict import FilePrediction
@@ -60,11 +60,9 @@ class Fit:
             BudgetExceeded: There are none.
             UsageError: ``peak`` is limited but cannot be predicted.
         """
-        options = self._options(self.ruled)
+        self._refuse_hopeless()
+        options = self._options()
         limits = self._limits(options)
-        for limit in limits:
-            if limit.smallest_nbytes > limit.nbytes:
-                raise refusal(limit, self._smallest(limit, options), target=self.target)
         if best := self._settle(options, limits):
             return best
         if len(limits) > 1:
@@ -95,9 +93,21 @@ class Fit:
             limits[0] = replace(limits[0], fixed_nbytes=real)
         return best
 
-    def _options(self, ruled: Ruled) -> list[list[Candidate]]:
+    def _refuse_hopeless(self) -> None:
+        """Refuse limits below the smallest sizes, before losses: those take most of a second."""
+        options = self._sized_options()
+        for limit in self._limits(options):
+            if limit.smallest_nbytes > limit.nbytes:
+                raise refusal(limit, self._smallest(limit, options), target=self.target)
+
+    def _sized_options(self) -> list[list[Candidate]]:
+        """Return every option with its bytes and no loss."""
         formats = readable_by(self.target)
-        return [candidates(tensor, rule, self.sensitivity, formats) for tensor, rule in ruled]
+        return [[Candidate(entry, 0.0) for entry in possible(*of, formats)] for of in self.ruled]
+
+    def _options(self) -> list[list[Candidate]]:
+        formats = readable_by(self.target)
+        return [candidates(tensor, rule, self.sensitivity, formats) for tensor, rule in self.ruled]
 
     def _limits(self, options: Sequence[Sequence[Candidate]]) -> list[Limit]:
         """Return the limits that are set, the file first: it is the one solved exactly."""
@@ -154,7 +164,7 @@ class Fit:
         if any(rule is not None and rule.adjustable != ADJUSTABLE for _, rule in self.ruled):
             opened = [(t, rule and replace(rule, adjustable=ADJUSTABLE)) for t, rule in self.ruled]
             problem = replace(self, ruled=opened)
-            limits = problem._limits(problem._options(opened))
+            limits = problem._limits(problem._sized_options())
             free = next(of for of in limits if of.name == limit.name).smallest_nbytes
         return Smallest(entries=entries, nbytes=nbytes, without_constraints=free)
 
