@@ -99,8 +99,7 @@ def _quadratic(weight: Tensor, H: Tensor) -> float:
 class Accumulator:
     """Adds up the statistics in ``needs`` over batches of inputs, in float32.
 
-    float32 suffices: against float64 sums over 131,072 tokens the Hessian differs by less than
-    1e-6 of its diagonal, four orders below the damping every solver adds.
+    Rounding of the sums lies far below the damping that every solver adds to the diagonal.
     """
 
     def __init__(self, columns: int, needs: frozenset[Statistic], device: torch.device) -> None:

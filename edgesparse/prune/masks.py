@@ -59,8 +59,8 @@ def keep_highest_by_row(scores: Tensor, pattern: Pattern) -> Tensor:
 def _without_lowest(scores: Tensor, remove: int) -> Tensor:
     """Remove the ``remove`` lowest of a vector; equal ones from the front.
 
-    On the CPU by selection, which takes a third of the time of a sort; on CUDA by sorting, where
-    selecting from one long vector is the slower of the two.
+    On the CPU by selection, which is linear where a sort is not; on CUDA by sorting, which is
+    parallel where selecting from one long vector is not.
     """
     if scores.is_cuda or not remove:
         keep = torch.ones_like(scores, dtype=torch.bool)

@@ -81,7 +81,7 @@ class LatentWeight(nn.Module):
 
 
 class _OnGrid(torch.autograd.Function):
-    """Round kept values to the grid; twelve kernels there and back where autograd made forty.
+    """Round kept values to the grid, with a backward pass written out to launch few kernels.
 
     Gradients (LSQ): of a value, the output's where it is inside the grid; of a scale, the sum of
     the output's times ``code - w / s`` inside and ``code`` outside.
