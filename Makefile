@@ -47,8 +47,17 @@ test: check ## everything CI runs
 test-all: check ## the slow tests too
 	$(PYTEST) -m "not gpu and not mac"
 
-bench: venv ## the accuracy table of the docs, and the kernels' speed on this machine
-	$(BIN)/python bench/accuracy.py --help
+# make bench MODEL=… CALIBRATION=… VALIDATION=… measures another model; ROWS is a regular expression.
+MODEL ?= examples/models/classics-4m
+CALIBRATION ?= examples/data/calibration.txt
+VALIDATION ?= examples/data/validation.txt
+ROWS ?= float16$$|gptq$$
+
+bench: venv ## the speed of packed products on this machine, and what each method costs a model
+	$(BIN)/python kernels/bench/products.py --shape 1024x1024 --cached
+	$(BIN)/python kernels/bench/products.py --shape 4096x4096
+	$(BIN)/python bench/accuracy.py $(MODEL) --calibration $(CALIBRATION) \
+		--validation $(VALIDATION) --rows '$(ROWS)' --output out/bench
 
 native: venv ## build the C++ kernels, and the ExecuTorch operators over them for this machine
 	cmake -S kernels/native -B build/native -DCMAKE_BUILD_TYPE=Release
