@@ -70,7 +70,7 @@ def test_a_module_of_this_process_needs_its_source_again(
     compressed: CompressedModel, tmp_path: Path
 ) -> None:
     save(compressed, tmp_path / "out")
-    with pytest.raises(SourceError, match=r"'Small', which cannot be rebuilt .* pass it again"):
+    with pytest.raises(SourceError, match=r"'Small', which cannot be rebuilt .* name it again"):
         load(tmp_path / "out")
 
 
