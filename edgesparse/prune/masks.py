@@ -3,7 +3,9 @@
 Sizes that do not divide:
 - N:M: the last, shorter group of a row keeps at most N.
 - blocks: the last rows and columns form smaller blocks; blocks compete by their mean score.
-- a fraction: ``floor(sparsity × weights)`` are removed, in blocks never more than that.
+- a fraction: ``floor(sparsity × weights)`` are removed, in blocks never more than that. By row,
+  what one row could not remove without going over is added to the next row's share: a row loses
+  at most one weight or block more than another, and the matrix what was asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def keep_highest(scores: Tensor, pattern: Pattern) -> Tensor:
     if pattern.block == (1, 1):
         remove = int(pattern.sparsity * scores.numel() + 1e-9)
         return _without_lowest(scores.flatten(), remove).reshape(scores.shape)
-    return _blocks(scores, pattern.block, pattern.sparsity)
+    return _blocks(scores, pattern.block, pattern.sparsity * scores.numel())
 
 
 def grown(pattern: Pattern, fraction: float) -> Pattern:
@@ -46,14 +48,17 @@ def keep_highest_by_row(scores: Tensor, pattern: Pattern) -> Tensor:
     """Like ``keep_highest``, but weights compete within their row, blocks within their rows."""
     if pattern.is_dense or pattern.n_of_m or not scores.numel():
         return keep_highest(scores, pattern)
-    rows = pattern.block[0]
     if pattern.block == (1, 1):
-        remove = int(pattern.sparsity * scores.shape[1] + 1e-9)
-        removed = scores.argsort(dim=1, stable=True)[:, :remove]
-        return torch.ones_like(scores, dtype=torch.bool).scatter(1, removed, False)
-    return torch.cat(
-        [_blocks(part, pattern.block, pattern.sparsity) for part in torch.split(scores, rows)]
-    )
+        ends = torch.arange(len(scores) + 1, device=scores.device, dtype=torch.float64)
+        ends = (pattern.sparsity * scores.shape[1] * ends + 1e-6).floor().long()
+        rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
+        return rank >= ends.diff()[:, None]
+    parts, share = [], 0.0
+    for part in torch.split(scores, pattern.block[0]):
+        share += pattern.sparsity * part.numel()
+        parts.append(_blocks(part, pattern.block, share))
+        share -= int((~parts[-1]).sum())
+    return torch.cat(parts)
 
 
 def _without_lowest(scores: Tensor, remove: int) -> Tensor:
@@ -84,14 +89,14 @@ def _n_of_m(scores: Tensor, keep: int, of: int) -> Tensor:
     return mask.reshape(rows, -1)[:, :columns].contiguous()
 
 
-def _blocks(scores: Tensor, block: tuple[int, int], sparsity: float) -> Tensor:
-    """Remove whole blocks, lowest mean score first, while the fraction is not exceeded."""
+def _blocks(scores: Tensor, block: tuple[int, int], remove: float) -> Tensor:
+    """Remove whole blocks, lowest mean score first, while no more than ``remove`` weights go."""
     rows, columns = scores.shape
     mean, size = block_means(scores, block)
     order = mean.flatten().argsort(stable=True)
     removed_until = size.flatten()[order].cumsum(0)
     keep = torch.empty(mean.numel(), dtype=torch.bool, device=scores.device)
-    keep[order] = removed_until > sparsity * scores.numel() + 1e-6
+    keep[order] = removed_until > remove + 1e-6
     return spread(keep.reshape(mean.shape), block, (rows, columns))
 
 

@@ -113,3 +113,14 @@ class TestMasks:
     def test_by_row_every_row_loses_the_same_number(self) -> None:
         scores = torch.arange(12.0).reshape(3, 4)
         assert keep_highest_by_row(scores, HALF).sum(1).tolist() == [2, 2, 2]
+
+    def test_by_row_what_a_row_could_not_lose_the_next_one_does(self) -> None:
+        scores = torch.arange(16.0).reshape(4, 4)
+        kept = keep_highest_by_row(scores, Pattern(sparsity=0.375))  # 1.5 of 4 weights
+        assert kept.sum(1).tolist() == [3, 2, 3, 2]
+        assert kept[1].tolist() == [False, False, True, True]
+
+    def test_by_row_blocks_add_up_to_the_sparsity_of_the_matrix(self) -> None:
+        scores = torch.arange(40.0).reshape(4, 10)
+        kept = keep_highest_by_row(scores, Pattern(sparsity=0.3, block=(1, 2)))  # 1.5 of 5 blocks
+        assert kept.sum(1).tolist() == [8, 6, 8, 6]
