@@ -152,11 +152,14 @@ def _add(context: Any, node: Any, name: str, form: Form) -> None:
 def unique_name(name: str, taken: set[str]) -> str:
     """Return the name of a weight as an identifier of a Core ML program, unlike those taken."""
     plain = re.sub(r"[^0-9a-zA-Z]+", "_", name)
-    number = 1
-    while plain in taken:
+    # coremltools renames what begins with a digit or is a reserved word, none of which has a "_".
+    if not plain[0].isalpha() or "_" not in plain:
+        plain = f"weight_{plain}"
+    found, number = plain, 1
+    while found in taken:
         number += 1
-        plain = f"{re.sub(r'[^0-9a-zA-Z]+', '_', name)}_{number}"
-    return plain
+        found = f"{plain}_{number}"
+    return found
 
 
 def emit(form: Form, name: str) -> Any:
