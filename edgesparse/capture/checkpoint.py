@@ -142,7 +142,13 @@ def _load_bin(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:
+        # torch's own words recommend to read it with weights_only=False: exactly what must not be.
+        raise SourceError(
+            f"{path}: not tensors that can be read without running code; expected a state dict of "
+            "tensors, better in model.safetensors"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise SourceError(
             f"{path}: not tensors that can be read without running code: {first_line}"

@@ -64,8 +64,8 @@ def common(function: F) -> F:
 
 
 source_option = click.option(
-    "--source", metavar="MODULE:FACTORY",
-    help="Where the model's structure comes from, when it was a package.module:factory.",
+    "--source", metavar="SOURCE",
+    help="The original again, when it was a package.module:factory or a .pt2 file.",
 )  # fmt: skip
 force_option = click.option("--force", is_flag=True, help="Replace what is at the output path.")
 budget_option = click.option(

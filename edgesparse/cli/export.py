@@ -55,7 +55,8 @@ def export(
     from edgesparse.report.tables import artifact_lines
 
     show(*artifact_lines(artifact))
-    show(f"prove it with: edgesparse validate {artifact.path} --against {model}")
+    again = f" --source {source}" if source else ""
+    show(f"prove it with: edgesparse validate {artifact.path} --against {model}{again}")
 
 
 def _key_and_value(text: str) -> tuple[str, bool | int | str]:

@@ -37,6 +37,8 @@ def prove(cli: Cli, packed: Path, source: tuple[object, ...], folder: Path) -> N
     for name in ARTIFACTS:
         result = cli("export", packed, "-o", folder / name, *source)
         assert result.exit_code == 0, result.stderr
+        # What it says to do next works as typed.
+        assert " ".join(map(str, ("--against", packed, *source))) in result.stdout
         result = cli("validate", folder / name, "--against", packed, *source, "--json")
         assert result.exit_code == 0, result.stderr
         verdict = json.loads(result.stdout)
