@@ -11,6 +11,7 @@ EdgesparseError                 something a user can act on; the CLI prints it w
 ├── BudgetExceeded    (exit 3)  the budget cannot be met, or the written file broke it
 ├── ExportError                 a target that cannot express or write the model
 │   ├── MissingDependency       an optional package; says which extra to install
+│   ├── MissingTool             a program that pip does not bring, such as a C++ compiler
 │   └── Unsupported             named layers or operators the target has no form for
 ├── OutputExists                something is at the output path; --force replaces it
 ├── ValidationFailed            an artifact that does not compute what the packed model computes
@@ -81,6 +82,10 @@ class MissingDependency(ExportError):
             f"{purpose} needs the package {package}, which is not installed; "
             f"pip install 'edgesparse[{extra}]'"
         )
+
+
+class MissingTool(ExportError):
+    """A program that pip does not bring is not installed."""
 
 
 class Unsupported(ExportError):

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgesparse.errors import MissingDependency, SourceError
+from edgesparse.errors import MissingTool, SourceError
 from edgesparse_converters.executorch.flatbuffer import package_folder
 
 SOURCES = Path(__file__).parents[3] / "kernels" / "native"
@@ -38,7 +38,8 @@ def load_operators() -> None:
     """Register our operators with the runtime of this process, building them if need be.
 
     Raises:
-        MissingDependency: executorch or a C++ compiler with cmake is not installed.
+        MissingDependency: executorch is not installed.
+        MissingTool: A C++ compiler or cmake is not installed.
         SourceError: The build failed; the compiler's last words are in the message.
     """
     from executorch.runtime import Runtime
@@ -60,8 +61,8 @@ def build() -> Path:
     """Return the library, built now unless it was built from these sources before.
 
     Raises:
-        MissingDependency: No sources, compiler or cmake.
-        SourceError: The build failed.
+        MissingTool: A C++ compiler or cmake is not installed.
+        SourceError: The build failed, or the sources are not here.
     """
     if not SOURCES.is_dir():
         raise SourceError(
@@ -73,7 +74,11 @@ def build() -> Path:
         return target
     for tool in ("cmake", os.environ.get("CXX", "c++")):
         if shutil.which(tool) is None:
-            raise MissingDependency(tool, "executorch", "running packed operators on this host")
+            raise MissingTool(
+                f"packed operators are built on the host that runs them, which needs {tool}; "
+                "install cmake and a C++ compiler (Debian: apt install cmake g++; macOS: "
+                "xcode-select --install), or export with lowering=xnnpack"
+            )
     _log.info("building the ExecuTorch operators, once for this machine")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="build.", dir=target.parent) as folder:

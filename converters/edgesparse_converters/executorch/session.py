@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgesparse.errors import SourceError, UsageError
 from edgesparse_converters.executorch.metadata import read_metadata
+from edgesparse_converters.executorch.native import build
 from edgesparse_converters.executorch.program import Program, read_program
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -111,7 +112,14 @@ def _checked(name: str, array: NDArray[Any], value: Mapping[str, Any]) -> NDArra
 
 
 def run_child(arguments: list[str], path: Path, timeout: float) -> None:
-    """Run the child module; its end with an error, a signal or too late is a SourceError."""
+    """Run the child module; its end with an error, a signal or too late is a SourceError.
+
+    Raises:
+        MissingTool: The program has packed operators, and no compiler is here to build them.
+        SourceError: As above, and a damaged file.
+    """
+    if any(name.startswith("edgesparse::") for name in read_program(path).operators):
+        build()  # here, so that a missing compiler is named and not a child that failed
     command = [sys.executable, "-m", CHILD, *arguments]
     try:
         done = subprocess.run(
