@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import edgesparse as es
 from edgesparse.budget import Budget
+from edgesparse.errors import MissingTool
 from edgesparse.exporting import Artifact, export
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.packed import FORMATS, Codes, PackedTensor, matrix_shape
@@ -20,6 +21,25 @@ Pack = Callable[..., PackedTensor]
 Compress = Callable[..., CompressedModel]
 
 CLASSICS = Path(__file__).parents[3] / "examples" / "models" / "classics-4m"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    """Skip, with the reason, what needs a compiler where there is none."""
+    return (yield from _skipped_without_compiler())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Skip, with the reason, what needs a compiler where there is none."""
+    return (yield from _skipped_without_compiler())
+
+
+def _skipped_without_compiler() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except MissingTool as error:
+        pytest.skip(str(error))
 
 
 def make_codes(weight: Tensor, *, bits: int, group_size: int, sparsity: float) -> Codes:

@@ -1,0 +1,5 @@
+"""``python -m edgesparse``: the command line."""
+
+from edgesparse.cli import main
+
+main()
