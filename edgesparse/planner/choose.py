@@ -11,7 +11,7 @@ them. Without a target a plan keeps to the layouts every target reads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from edgesparse.formats.choice import candidates
 from edgesparse.packed import ALL_BITS, FORMATS, INTEGER_BITS, FormatSpec
@@ -36,7 +36,7 @@ class Storage:
     spec: FormatSpec
     buffers: tuple[tuple[str, int], ...]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Expected bytes."""
         return sum(nbytes for _, nbytes in self.buffers)
