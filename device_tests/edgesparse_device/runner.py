@@ -38,6 +38,18 @@ def runner_arguments(
     return arguments
 
 
+def local_arguments(bundle: Bundle, index: int, effort: Effort, out: Path) -> list[str]:
+    """Return ``runner_arguments`` for a runner that reads the bundle where it is."""
+    return runner_arguments(
+        bundle,
+        index,
+        effort,
+        model=str(bundle.artifact_path),
+        out=str(out),
+        input_path=lambda position: str(bundle.input_path(index, position)),
+    )
+
+
 def needs_operators(bundle: Bundle) -> bool:
     """Whether the program calls our own operators.
 

@@ -19,7 +19,7 @@ from edgesparse_device.device import Effort, RawRun, Session
 from edgesparse_device.machine import cpu, operating_system, versions
 from edgesparse_device.outcome import require_fine
 from edgesparse_device.record import DeviceInfo
-from edgesparse_device.runner import RESULT, read_result, runner_arguments
+from edgesparse_device.runner import RESULT, local_arguments, read_result
 from edgesparse_device.template import shared
 
 # The child stops itself at the limit; this is how much later it is killed if it cannot.
@@ -85,14 +85,7 @@ class HostSession:
         out = self._folder / f"{index:03d}"
         out.mkdir()
         case = self._bundle.cases[index]
-        arguments = runner_arguments(
-            self._bundle,
-            index,
-            effort,
-            model=str(self._bundle.artifact_path),
-            out=str(out),
-            input_path=lambda position: str(self._bundle.input_path(index, position)),
-        )
+        arguments = local_arguments(self._bundle, index, effort, out)
         for spec in case.inputs:
             arguments.append(f"--name={spec.name}")
         target = self._bundle.target

@@ -23,7 +23,7 @@ from edgesparse_device.machine import operating_system
 from edgesparse_device.outcome import require_fine
 from edgesparse_device.process import run_process
 from edgesparse_device.record import DeviceInfo
-from edgesparse_device.runner import RESULT, needs_operators, read_result, runner_arguments
+from edgesparse_device.runner import RESULT, local_arguments, needs_operators, read_result
 
 ARCH = "aarch64"
 _GRACE = 15.0
@@ -100,14 +100,7 @@ class QemuSession:
         """Run one case in an emulator of its own."""
         out = self._folder / f"{index:03d}"
         out.mkdir()
-        arguments = runner_arguments(
-            self._bundle,
-            index,
-            effort,
-            model=str(self._bundle.artifact_path),
-            out=str(out),
-            input_path=lambda position: str(self._bundle.input_path(index, position)),
-        )
+        arguments = local_arguments(self._bundle, index, effort, out)
         finished = run_process(
             [*self._command, *self._kit.command(str(self._kit.path), arguments)],
             timeout=effort.limit + _GRACE,
