@@ -67,6 +67,14 @@ source_option = click.option(
     "--source", metavar="SOURCE",
     help="The original again, when it was a package.module:factory or a .pt2 file.",
 )  # fmt: skip
+directory_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Directory to write.",
+)
 force_option = click.option("--force", is_flag=True, help="Replace what is at the output path.")
 budget_option = click.option(
     "--budget", type=BudgetType(), metavar="SIZE",

@@ -14,6 +14,7 @@ from edgesparse.cli._console import show, show_json
 from edgesparse.cli._options import (
     budget_option,
     common,
+    directory_option,
     force_option,
     recipe_from,
     recipe_options,
@@ -24,14 +25,7 @@ from edgesparse.cli._options import (
 
 @click.command(short_help="Plan, prune, quantize, pack, measure, save.")
 @click.argument("model")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Directory to write.",
-)
+@directory_option
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),

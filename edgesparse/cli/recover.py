@@ -10,21 +10,14 @@ import click
 
 from edgesparse.cli._console import command_line, remark, show, show_json, verbosity, working
 from edgesparse.cli._models import open_compressed
-from edgesparse.cli._options import common, force_option, source_option
+from edgesparse.cli._options import common, directory_option, force_option, source_option
 from edgesparse.cli.compress import check_free, saved_line
 from edgesparse.errors import UsageError
 
 
 @click.command(short_help="Train the kept values against the dense model.")
 @click.argument("model")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Directory to write.",
-)
+@directory_option
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
