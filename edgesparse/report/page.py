@@ -13,6 +13,7 @@ from edgesparse.errors import MissingDependency
 from edgesparse.model import CompressedModel
 from edgesparse.packed import PackedTensor
 from edgesparse.report.comparison import Comparison, hints
+from edgesparse.report.records import DeviceRun
 from edgesparse.report.tables import comparison_cells, comparison_headers
 from edgesparse.report.words import NOTHING, architecture, millions, number, percent, plan_in_words
 
@@ -22,12 +23,17 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def report_page(compressed: CompressedModel, verdicts: Sequence[Verdict] = ()) -> str:
+def report_page(
+    compressed: CompressedModel,
+    verdicts: Sequence[Verdict] = (),
+    runs: Sequence[DeviceRun] = (),
+) -> str:
     """Return the page as HTML.
 
     Args:
         compressed: The model; the comparison that ``compress`` made travels in its metadata.
         verdicts: What validating its artifacts showed, if they are to be in the report.
+        runs: What running them on devices showed, likewise.
 
     Raises:
         MissingDependency: jinja2 is not installed.
@@ -42,7 +48,7 @@ def report_page(compressed: CompressedModel, verdicts: Sequence[Verdict] = ()) -
     )
     captured = compressed.captured
     budgets, kept = _budgets(compressed, verdicts)
-    proven = all(verdict.ok for verdict in verdicts)
+    proven = all(verdict.ok for verdict in verdicts) and all(run.ok for run in runs)
     return template.render(
         name=captured.name,
         architecture=architecture(captured),
@@ -50,12 +56,13 @@ def report_page(compressed: CompressedModel, verdicts: Sequence[Verdict] = ()) -
         plan=plan_in_words(compressed.plan),
         budgets=budgets,
         kept=kept and proven,
-        verdict=_verdict(compressed, kept=kept, verdicts=verdicts),
+        verdict=_verdict(compressed, kept=kept, verdicts=verdicts, runs=runs),
         comparison=_comparison(compressed),
         treemap=_treemap(compressed),
         charts=_charts(compressed),
         picture=_picture(compressed),
         artifacts=[_artifact(verdict) for verdict in verdicts],
+        runs=runs,
         tensors=_tensors(compressed),
         command=compressed.metadata.get("command", ""),
         tools=", ".join(f"{k} {v}" for k, v in compressed.metadata.get("tools", {}).items()),
@@ -88,7 +95,13 @@ def _budgets(
     return bars, all(bar["kept"] for bar in bars)
 
 
-def _verdict(compressed: CompressedModel, *, kept: bool, verdicts: Sequence[Verdict]) -> str:
+def _verdict(
+    compressed: CompressedModel,
+    *,
+    kept: bool,
+    verdicts: Sequence[Verdict],
+    runs: Sequence[DeviceRun],
+) -> str:
     saved = compressed.captured.nbytes / compressed.nbytes
     parts = [
         f"{format_size(compressed.nbytes)}, {compressed.bits_per_weight:.2f} bits per weight, "
@@ -99,6 +112,8 @@ def _verdict(compressed: CompressedModel, *, kept: bool, verdicts: Sequence[Verd
     if verdicts:
         good = sum(verdict.ok for verdict in verdicts)
         parts.append(f"{good} of {len(verdicts)} files proven")
+    if runs:
+        parts.append(f"{sum(run.ok for run in runs)} of {len(runs)} device runs right")
     return " · ".join(parts)
 
 
