@@ -24,7 +24,7 @@ class CoremlExporter:
         f"{layout}{bits}"
         for layout, widths in (("dense", (2, 3, 4, 8)), ("bitmask", (2, 3, 4, 8, 16)))
         for bits in widths
-    )
+    ) | {"nm4", "n64", "column16", "block16x8"}  # written as mask and kept codes, like bitmask4
     packages = ("coremltools",)
     extra = "coreml"
 

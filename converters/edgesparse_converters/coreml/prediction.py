@@ -31,7 +31,7 @@ def weight_nbytes(planned: TensorPlan, choice: Choice) -> int:
     bias = _added_bias_nbytes(tensor)
     if spec is None:
         return 2 * tensor.numel + BLOB_NBYTES + bias
-    masked = spec.name.startswith("bitmask") and not spec.pattern.is_dense
+    masked = not spec.name.startswith("dense") and not spec.pattern.is_dense
     kept = round(tensor.numel * (1 - spec.pattern.sparsity))
     mask = -(-tensor.numel // 8) if masked else 0
     if spec.bits == 16:
@@ -46,4 +46,8 @@ def weight_nbytes(planned: TensorPlan, choice: Choice) -> int:
 
 def _added_bias_nbytes(tensor: TensorInfo) -> int:
     """Return the bytes of the zero bias coremltools gives every linear without one."""
-    return 2 * tensor.shape[0] + BLOB_NBYTES if tensor.kind == "linear" and tensor.shape else 0
+    return (
+        2 * tensor.shape[0] + BLOB_NBYTES
+        if tensor.kind in ("linear", "expert") and tensor.shape
+        else 0
+    )

@@ -13,6 +13,8 @@ from torch import nn
 import edgesparse as es
 from edgesparse.errors import ExportError, SourceError, Unsupported, UsageError
 from edgesparse.exporting import EXPORTERS, inspect, run
+from edgesparse.packed import FORMATS
+from edgesparse.pattern import Pattern
 
 INT4_RECORD = bytes.fromhex("efbeadde08")
 FORMS = {
@@ -42,6 +44,27 @@ def test_every_layer_in_every_format_is_the_same_numbers(
     if expected:
         wide = "linear.weight"
         assert artifact.lowering[wide].startswith(" + ".join(expected))
+
+
+@pytest.mark.parametrize(
+    ("layout", "pattern"),
+    [("nm4", "2:4"), ("n64", "16:64"), ("column16", "16x1"), ("block16x8", "16x8")],
+)
+def test_layouts_for_structured_masks_keep_their_masks(tmp_path, layout, pattern):
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Linear(128, 40), nn.ReLU(), nn.Linear(40, 64)).eval()
+    captured = es.load(module, example_inputs={"input": torch.randn(3, 128)})
+    shape = Pattern.parse(pattern, sparsity=0.0 if ":" in pattern else 0.5)
+    rule = es.Rule(pattern=shape, method="magnitude", bits=4, group_size=32, quantizer="rtn")
+    small = es.compress(captured, es.plan(captured, es.Recipe((rule,))))
+    as_made = FORMATS.get(layout)
+    packed = {name: as_made.pack(old.codes, pattern=shape) for name, old in small.packed.items()}
+    small = replace(small, packed=packed)
+    artifact = es.export(small, path=tmp_path / "m.mlpackage")
+    assert artifact.lowering["0.weight"].startswith("constexpr_sparse_blockwise_shift_scale")
+    verdict = es.validate(artifact, small)
+    assert verdict.ok, verdict
+    assert all(layer.equal for layer in verdict.layers)
 
 
 def test_a_tied_weight_is_written_once(layers, compressed, tmp_path):
