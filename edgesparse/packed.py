@@ -1,33 +1,53 @@
 """The values everything hangs on: ``Codes`` (what a solver chose) and ``PackedTensor`` (its bytes).
 
-A weight of shape ``(N, ...)`` is a matrix of ``N`` rows and ``K`` columns, the product of its other
-dimensions. With ``bits <= 8`` its value is ``codes * scales`` where ``keep_mask`` is True, else 0;
-with ``bits == 16`` the codes are the float16 values themselves.
+What codes mean is said in ``edgesparse.codes``; here is how they are stored.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesparse.codes import (
+    ALL_BITS,
+    ASYMMETRIC,
+    INTEGER_BITS,
+    SCHEMES,
+    SYMMETRIC,
+    TABLE,
+    TABLE_BITS,
+    Codes,
+    matrix_shape,
+    scheme_bits,
+    table_count,
+)
 from edgesparse.errors import CorruptPack, FormatError
 from edgesparse.pattern import Pattern
 from edgesparse.registry import Registry
 
-INTEGER_BITS = (2, 3, 4, 8)
-ALL_BITS = (*INTEGER_BITS, 16)
-
-
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return (rows, columns) of a weight seen as a matrix: first dimension by all the others."""
-    return shape[0], math.prod(shape[1:])
+__all__ = [
+    "ALL_BITS",
+    "ASYMMETRIC",
+    "FORMATS",
+    "INTEGER_BITS",
+    "SCHEMES",
+    "SYMMETRIC",
+    "TABLE",
+    "TABLE_BITS",
+    "Codes",
+    "Format",
+    "FormatSpec",
+    "PackedTensor",
+    "matrix_shape",
+    "scheme_bits",
+    "table_count",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +58,13 @@ class FormatSpec:
         name: Row of the format registry, for example ``bitmask4``.
         version: Version of the byte map; a change of layout is a new version.
         bits: Bits of one stored code: 2, 3, 4, 8, or 16 for float16 values.
-        group_size: Columns per scale; the last group of a row may be shorter. 0 with 16 bits.
+        group_size: Columns per scale; the last group of a row may be shorter. 0 with 16 bits or a
+            table.
         pattern: What the mask promises.
-        scale_dtype: NumPy name of the stored scales, ``float16``; ``none`` with 16 bits.
+        scale_dtype: NumPy name of the stored scales, ``float16``; ``none`` where there are none.
+        scheme: What a code means: ``symmetric``, ``asymmetric`` or ``table``; see
+            ``edgesparse.codes``. Float16 values are symmetric.
+        table_rows: Rows that share a table; 0 for one table of the whole weight.
     """
 
     name: str
@@ -49,84 +73,55 @@ class FormatSpec:
     group_size: int
     pattern: Pattern
     scale_dtype: str
+    scheme: str = SYMMETRIC
+    table_rows: int = 0
 
     def __post_init__(self) -> None:
-        if self.bits not in ALL_BITS:
-            raise FormatError(f"{self.name}: {self.bits} bits, expected one of {ALL_BITS}")
-        if (self.bits == 16) != (self.group_size == 0) or self.group_size < 0:
+        if self.scheme not in SCHEMES:
             raise FormatError(
-                f"{self.name}: group_size {self.group_size} with {self.bits} bits; expected "
-                "columns per scale, or 0 when the values are float16"
+                f"{self.name}: unknown scheme {self.scheme!r}; known: {', '.join(SCHEMES)}"
             )
+        if self.bits not in scheme_bits(self.scheme):
+            raise FormatError(
+                f"{self.name}: {self.bits} bits, expected one of {scheme_bits(self.scheme)} for "
+                f"{self.scheme} codes"
+            )
+        if self.has_scales != (self.group_size > 0) or self.group_size < 0:
+            raise FormatError(
+                f"{self.name}: group_size {self.group_size} with {self.scheme} codes of "
+                f"{self.bits} bits; expected columns per scale, or 0 when the values are float16 "
+                "or in a table"
+            )
+        if self.table_rows < 0 or (self.table_rows and self.scheme != TABLE):
+            raise FormatError(
+                f"{self.name}: table_rows {self.table_rows} with {self.scheme} codes; expected "
+                "rows per table, or 0"
+            )
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether there is a scale for every group."""
+        return self.bits != 16 and self.scheme != TABLE
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; the scheme is left out where it is symmetric."""
+        data: dict[str, Any] = {
+            "name": self.name,
+            "version": self.version,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "pattern": self.pattern.to_json(),
+            "scale_dtype": self.scale_dtype,
+        }
+        if self.scheme != SYMMETRIC:
+            data["scheme"] = self.scheme
+        if self.table_rows:
+            data["table_rows"] = self.table_rows
+        return data
 
     def groups(self, columns: int) -> int:
         """Return the number of scales in a row of ``columns`` columns."""
         return -(-columns // self.group_size) if self.group_size else 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Codes:
-    """What a solver chose for one weight, before any layout.
-
-    Invariants, checked when built: ``values`` is 0 wherever ``keep_mask`` is False; codes lie in
-    ``[-2**(bits-1), 2**(bits-1) - 1]``; scales are finite and positive.
-
-    Attributes:
-        values: int8 codes, or float16 weights when ``bits`` is 16; shape ``shape``.
-        scales: float16, shape ``(N, ceil(K / group_size))``; shape ``(N, 0)`` when bits is 16.
-        keep_mask: bool, shape ``shape``, True = kept.
-        bits: 2, 3, 4, 8 or 16.
-        group_size: Columns per scale; 0 when bits is 16.
-    """
-
-    values: NDArray[np.int8] | NDArray[np.float16]
-    scales: NDArray[np.float16]
-    keep_mask: NDArray[np.bool_]
-    bits: int
-    group_size: int
-
-    def __post_init__(self) -> None:
-        rows, columns = matrix_shape(self.values.shape)
-        groups = -(-columns // self.group_size) if self.group_size else 0
-        expected = np.float16 if self.bits == 16 else np.int8
-        if self.values.dtype != expected or self.scales.dtype != np.float16:
-            raise FormatError(
-                f"codes of {self.bits} bits have dtype {self.values.dtype} and scales "
-                f"{self.scales.dtype}; expected {np.dtype(expected)} and float16"
-            )
-        if self.scales.shape != (rows, groups) or self.keep_mask.shape != self.values.shape:
-            raise FormatError(
-                f"codes of shape {self.values.shape} with scales {self.scales.shape} and mask "
-                f"{self.keep_mask.shape}; expected scales {(rows, groups)} and a mask like the "
-                "codes"
-            )
-        if not np.all(np.isfinite(self.scales)) or np.any(self.scales <= 0):
-            raise FormatError("scales must be finite and positive")
-        if np.any(self.values[~self.keep_mask]):
-            raise FormatError("a removed weight has a code that is not zero")
-        if self.bits < 8 and self.values.size:
-            limit = 1 << (self.bits - 1)
-            if self.values.min() < -limit or self.values.max() >= limit:
-                raise FormatError(f"codes exceed {self.bits} bits: expected -{limit}..{limit - 1}")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight."""
-        return self.values.shape
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of weights removed by the mask."""
-        return 1 - float(self.keep_mask.mean()) if self.keep_mask.size else 0.0
-
-    def decode(self) -> NDArray[np.float32]:
-        """Return the weight as float32, shape ``shape``: the reference every path must equal."""
-        if self.bits == 16:
-            return self.values.astype(np.float32)
-        rows, columns = matrix_shape(self.shape)
-        column_scales = np.repeat(self.scales.astype(np.float32), self.group_size, axis=1)
-        matrix = self.values.reshape(rows, columns).astype(np.float32)
-        return (matrix * column_scales[:, :columns]).reshape(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +196,14 @@ class Format(Protocol):
     version: int
     bits: int
 
-    def spec(self, *, group_size: int, pattern: Pattern) -> FormatSpec:
-        """Return the spec of this format with these parameters."""
+    def spec(
+        self, *, group_size: int, pattern: Pattern, scheme: str = SYMMETRIC, table_rows: int = 0
+    ) -> FormatSpec:
+        """Return the spec of this format with these parameters.
+
+        Raises:
+            FormatError: This format does not store codes of ``scheme``.
+        """
 
     def predict_nbytes(self, spec: FormatSpec, shape: tuple[int, ...]) -> dict[str, int]:
         """Return the expected bytes of each buffer, in the order they are stored."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from edgesparse_kernels.layout import SLACK, TILE_ROWS, aligned, quads, tiles
+from edgesparse_kernels.layout import SLACK, aligned, quads, tiles
 from numpy.typing import NDArray
 
 from edgesparse.errors import CorruptPack, FormatError
@@ -13,9 +13,15 @@ from edgesparse.formats.checks import (
     check_buffer,
     check_codes,
     check_names,
-    check_scales,
     check_shape,
     check_spec,
+)
+from edgesparse.formats.numbers import (
+    check_numbers,
+    number_buffers,
+    number_sizes,
+    read_numbers,
+    signed,
 )
 from edgesparse.formats.planes import (
     Plane,
@@ -28,8 +34,8 @@ from edgesparse.formats.planes import (
     unpack_streams,
 )
 from edgesparse.formats.prediction import expected_codes
-from edgesparse.formats.tiles import from_cells, pad_buffer, tile_scales, to_cells, untile_scales
-from edgesparse.packed import Codes, FormatSpec, PackedTensor, matrix_shape
+from edgesparse.formats.tiles import from_cells, pad_buffer, to_cells
+from edgesparse.packed import SYMMETRIC, TABLE, Codes, FormatSpec, PackedTensor, matrix_shape
 from edgesparse.pattern import Pattern
 
 
@@ -45,7 +51,9 @@ class Bitmask:
         """Row of the format registry."""
         return f"bitmask{self.bits}"
 
-    def spec(self, *, group_size: int, pattern: Pattern) -> FormatSpec:
+    def spec(
+        self, *, group_size: int, pattern: Pattern, scheme: str = SYMMETRIC, table_rows: int = 0
+    ) -> FormatSpec:
         """Return the spec of this format with these parameters."""
         return FormatSpec(
             name=self.name,
@@ -53,7 +61,9 @@ class Bitmask:
             bits=self.bits,
             group_size=group_size,
             pattern=pattern,
-            scale_dtype="none" if self.bits == 16 else "float16",
+            scale_dtype="none" if self.bits == 16 or scheme == TABLE else "float16",
+            scheme=scheme,
+            table_rows=table_rows,
         )
 
     def predict_nbytes(self, spec: FormatSpec, shape: tuple[int, ...]) -> dict[str, int]:
@@ -98,9 +108,13 @@ class Bitmask:
                 )
             buffers[f"offsets{plane.suffix}"] = pad_buffer(offsets.astype(np.uint32))
             buffers[f"codes{plane.suffix}"] = packed
-        if self.bits != 16:
-            buffers["scales"] = tile_scales(codes.scales)
-        spec = self.spec(group_size=codes.group_size, pattern=pattern)
+        buffers.update(number_buffers(codes))
+        spec = self.spec(
+            group_size=codes.group_size,
+            pattern=pattern,
+            scheme=codes.scheme,
+            table_rows=codes.table_rows,
+        )
         return PackedTensor(spec=spec, shape=codes.shape, buffers=buffers)
 
     def check(self, packed: PackedTensor) -> None:
@@ -124,8 +138,7 @@ class Bitmask:
         kept = popcounts(words[:cells].reshape(tiles(rows), quads(columns)))
         for plane in planes(self.bits):
             self._check_plane(packed, plane, kept, expected[f"offsets{plane.suffix}"])
-        if self.bits != 16:
-            check_scales(packed, rows, packed.spec.groups(columns), tiles(rows))
+        check_numbers(packed, rows, columns)
 
     def unpack(self, packed: PackedTensor) -> Codes:
         """Read the codes back; the inverse of ``pack``.
@@ -145,17 +158,13 @@ class Bitmask:
         lanes = np.zeros(keep.shape, np.uint16)
         for plane in planes(self.bits):
             lanes |= self._unpack_plane(packed, plane, keep)
-        groups = packed.spec.groups(columns)
-        scales = np.zeros((rows, 0), np.float16)
-        if self.bits != 16:
-            stored = packed.require("scales", np.float16).view(np.float16)
-            scales = untile_scales(stored, rows, groups)
+        values = self._values(from_cells(lanes, rows, columns), mask, packed.spec)
         return Codes(
-            values=self._values(from_cells(lanes, rows, columns), mask).reshape(packed.shape),
-            scales=scales,
+            values=values.reshape(packed.shape),
             keep_mask=mask.reshape(packed.shape),
             bits=self.bits,
             group_size=packed.spec.group_size,
+            **read_numbers(packed, rows, columns),
         )
 
     def _fixed_nbytes(self, spec: FormatSpec, rows: int, columns: int) -> dict[str, int]:
@@ -164,9 +173,7 @@ class Bitmask:
         for plane in planes(self.bits):
             sizes[f"offsets{plane.suffix}"] = aligned(4 * (tiles(rows) + 1))
             sizes[f"codes{plane.suffix}"] = 0
-        if self.bits != 16:
-            sizes["scales"] = aligned(2 * tiles(rows) * TILE_ROWS * spec.groups(columns))
-        return sizes
+        return {**sizes, **number_sizes(spec, rows, columns)}
 
     def _check_plane(
         self, packed: PackedTensor, plane: Plane, kept: NDArray[np.int64], nbytes: int
@@ -195,7 +202,7 @@ class Bitmask:
         return cells
 
     def _values(
-        self, lanes: NDArray[np.uint16], mask: NDArray[np.bool_]
+        self, lanes: NDArray[np.uint16], mask: NDArray[np.bool_], spec: FormatSpec
     ) -> NDArray[np.int8] | NDArray[np.float16]:
         """Return unsigned codes as int8 codes or float16 values."""
         if self.bits == 16:
@@ -203,9 +210,7 @@ class Bitmask:
             if not np.all(np.isfinite(values)):
                 raise CorruptPack(f"{self.name}: a value is not finite")
             return values
-        sign = np.uint8(1 << (self.bits - 1))
-        signed = (lanes.astype(np.uint8) ^ sign) - sign
-        return np.where(mask, signed, 0).astype(np.uint8).view(np.int8)
+        return np.where(mask, signed(lanes.astype(np.uint8), spec), 0).astype(np.int8, copy=False)
 
 
 BITMASK2, BITMASK3, BITMASK4 = Bitmask(2), Bitmask(3), Bitmask(4)

@@ -1,7 +1,7 @@
 """dense: every code stored, 16-row tiles, no mask; byte map in dense.md.
 
-A removed weight is stored as code 0 and read back as a kept one: this layout is chosen when a mask
-would cost more bytes than it saves.
+A removed weight is stored as the code whose value is 0 and read back as a kept one: this layout is
+chosen when a mask would cost more bytes than it saves.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from edgesparse_kernels.layout import CELL, TILE_ROWS, aligned, quads, tiles
+from edgesparse_kernels.layout import CELL, aligned, quads, tiles
 from numpy.typing import NDArray
 
 from edgesparse.errors import CorruptPack
@@ -17,13 +17,20 @@ from edgesparse.formats.checks import (
     check_buffer,
     check_codes,
     check_names,
-    check_scales,
     check_shape,
     check_spec,
 )
+from edgesparse.formats.numbers import (
+    check_numbers,
+    number_buffers,
+    number_sizes,
+    read_numbers,
+    signed,
+    with_zeros,
+)
 from edgesparse.formats.planes import Plane, planes
-from edgesparse.formats.tiles import from_cells, pad_buffer, tile_scales, to_cells, untile_scales
-from edgesparse.packed import Codes, FormatSpec, PackedTensor, matrix_shape
+from edgesparse.formats.tiles import from_cells, pad_buffer, to_cells
+from edgesparse.packed import SYMMETRIC, TABLE, Codes, FormatSpec, PackedTensor, matrix_shape
 from edgesparse.pattern import Pattern
 
 
@@ -39,7 +46,9 @@ class Dense:
         """Row of the format registry."""
         return f"dense{self.bits}"
 
-    def spec(self, *, group_size: int, pattern: Pattern) -> FormatSpec:
+    def spec(
+        self, *, group_size: int, pattern: Pattern, scheme: str = SYMMETRIC, table_rows: int = 0
+    ) -> FormatSpec:
         """Return the spec of this format with these parameters."""
         return FormatSpec(
             name=self.name,
@@ -47,7 +56,9 @@ class Dense:
             bits=self.bits,
             group_size=group_size,
             pattern=pattern,
-            scale_dtype="float16",
+            scale_dtype="none" if scheme == TABLE else "float16",
+            scheme=scheme,
+            table_rows=table_rows,
         )
 
     def predict_nbytes(self, spec: FormatSpec, shape: tuple[int, ...]) -> dict[str, int]:
@@ -58,8 +69,7 @@ class Dense:
             f"codes{plane.suffix}": aligned(cells * CELL // plane.streams)
             for plane in planes(self.bits)
         }
-        sizes["scales"] = aligned(2 * tiles(rows) * TILE_ROWS * spec.groups(columns))
-        return sizes
+        return {**sizes, **number_sizes(spec, rows, columns)}
 
     def nbytes(self, spec: FormatSpec, keep_mask: NDArray[np.bool_]) -> int:
         """Return the exact bytes of a weight with this mask."""
@@ -69,17 +79,23 @@ class Dense:
         """Lay the codes out.
 
         Raises:
-            FormatError: The codes have another number of bits.
+            FormatError: The codes have another number of bits, or a weight is removed and no code
+                has the value 0.
         """
         check_codes(codes, name=self.name, bits=self.bits)
-        matrix = codes.values.view(np.uint8).reshape(matrix_shape(codes.shape))
+        matrix = with_zeros(codes, self.name).view(np.uint8).reshape(matrix_shape(codes.shape))
         cells = to_cells(matrix)
         buffers: dict[str, NDArray[np.generic]] = {
             f"codes{plane.suffix}": pad_buffer(_pack_plane(cells, plane))
             for plane in planes(self.bits)
         }
-        buffers["scales"] = tile_scales(codes.scales)
-        spec = self.spec(group_size=codes.group_size, pattern=pattern)
+        buffers.update(number_buffers(codes))
+        spec = self.spec(
+            group_size=codes.group_size,
+            pattern=pattern,
+            scheme=codes.scheme,
+            table_rows=codes.table_rows,
+        )
         return PackedTensor(spec=spec, shape=codes.shape, buffers=buffers)
 
     def check(self, packed: PackedTensor) -> None:
@@ -96,7 +112,7 @@ class Dense:
         for plane in planes(self.bits):
             name = f"codes{plane.suffix}"
             check_buffer(packed, name, np.uint8, expected[name])
-        check_scales(packed, rows, packed.spec.groups(columns), tiles(rows))
+        check_numbers(packed, rows, columns)
 
     def unpack(self, packed: PackedTensor) -> Codes:
         """Read the codes back; every weight is kept.
@@ -118,17 +134,12 @@ class Dense:
         values = from_cells(cells, rows, columns)
         if np.count_nonzero(cells) != np.count_nonzero(values):
             raise CorruptPack(f"{self.name}: a code outside of {packed.shape} is not zero")
-        sign = np.uint8(1 << (self.bits - 1))
         return Codes(
-            values=((values ^ sign) - sign).view(np.int8).reshape(packed.shape),
-            scales=untile_scales(
-                packed.require("scales", np.float16).view(np.float16),
-                rows,
-                packed.spec.groups(columns),
-            ),
+            values=signed(values, packed.spec).reshape(packed.shape),
             keep_mask=np.ones(packed.shape, np.bool_),
             bits=self.bits,
             group_size=packed.spec.group_size,
+            **read_numbers(packed, rows, columns),
         )
 
 

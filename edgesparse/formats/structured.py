@@ -23,7 +23,7 @@ from edgesparse.formats.checks import (
     check_spec,
 )
 from edgesparse.formats.tiles import tile_scales, untile_scales
-from edgesparse.packed import Codes, FormatSpec, PackedTensor, matrix_shape
+from edgesparse.packed import SYMMETRIC, Codes, FormatSpec, PackedTensor, matrix_shape
 from edgesparse.pattern import Pattern
 
 
@@ -60,8 +60,11 @@ class Structured(ABC):
     def _predict(self, spec: FormatSpec, rows: int, columns: int) -> dict[str, int]:
         """Return the expected bytes of all buffers but the scales."""
 
-    def spec(self, *, group_size: int, pattern: Pattern) -> FormatSpec:
+    def spec(
+        self, *, group_size: int, pattern: Pattern, scheme: str = SYMMETRIC, table_rows: int = 0
+    ) -> FormatSpec:
         """Return the spec of this format with these parameters."""
+        self._require_symmetric(scheme)
         return FormatSpec(
             name=self.name,
             version=self.version,
@@ -70,6 +73,10 @@ class Structured(ABC):
             pattern=pattern,
             scale_dtype="float16",
         )
+
+    def _require_symmetric(self, scheme: str) -> None:
+        if scheme != SYMMETRIC:
+            raise FormatError(f"{self.name} stores symmetric codes, not {scheme}; use bitmask4")
 
     def predict_nbytes(self, spec: FormatSpec, shape: tuple[int, ...]) -> dict[str, int]:
         """Return the expected bytes of each buffer, in the order they are stored."""
@@ -92,6 +99,7 @@ class Structured(ABC):
         Raises:
             FormatError: Other bits, or a mask or pattern this layout is not for.
         """
+        self._require_symmetric(codes.scheme)
         check_codes(codes, name=self.name, bits=self.bits)
         if not self.suits(pattern):
             raise FormatError(
@@ -113,6 +121,7 @@ class Structured(ABC):
             CorruptPack: The buffers contradict the spec, the shape or each other.
         """
         check_spec(packed.spec, name=self.name, version=self.version, bits=self.bits)
+        self._require_symmetric(packed.spec.scheme)
         rows, columns = check_shape(packed)
         check_names(packed, self.predict_nbytes(packed.spec, packed.shape))
         self._check_buffers(packed, rows, columns)

@@ -32,16 +32,16 @@ def from_cells(cells: NDArray[T], rows: int, columns: int) -> NDArray[T]:
     return np.ascontiguousarray(padded[:rows, :columns])
 
 
-def tile_scales(scales: NDArray[np.float16]) -> NDArray[np.float16]:
+def tile_scales(scales: NDArray[T]) -> NDArray[T]:
     """Return ``scales`` [N, G] as the stored [tiles, G, 16], flat; rows of padding have 0."""
     rows, groups = scales.shape
-    padded = np.zeros((tiles(rows) * TILE_ROWS, groups), np.float16)
+    padded = np.zeros((tiles(rows) * TILE_ROWS, groups), scales.dtype)
     padded[:rows] = scales
     split = padded.reshape(tiles(rows), TILE_ROWS, groups).transpose(0, 2, 1)
     return pad_buffer(np.ascontiguousarray(split).reshape(-1))
 
 
-def untile_scales(buffer: NDArray[np.float16], rows: int, groups: int) -> NDArray[np.float16]:
+def untile_scales(buffer: NDArray[T], rows: int, groups: int) -> NDArray[T]:
     """Return the scales [rows, groups] in a stored buffer; the inverse of ``tile_scales``."""
     stored = buffer[: tiles(rows) * groups * TILE_ROWS].reshape(tiles(rows), groups, TILE_ROWS)
     return np.ascontiguousarray(

@@ -45,11 +45,7 @@ class TensorPlan:
                 "compressible": tensor.compressible, "reason": tensor.reason,
             },
             "rule": self.rule and rule_to_json(self.rule),
-            "spec": spec and {
-                "name": spec.name, "version": spec.version, "bits": spec.bits,
-                "group_size": spec.group_size, "pattern": spec.pattern.to_json(),
-                "scale_dtype": spec.scale_dtype,
-            },
+            "spec": spec and spec.to_json(),
             "nbytes": self.nbytes,
             "reason": self.reason,
         }  # fmt: skip

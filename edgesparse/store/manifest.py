@@ -22,7 +22,7 @@ from edgesparse.model import DTYPE_NBYTES, CompressedModel, TensorInfo, TensorKi
 from edgesparse.packed import FormatSpec, PackedTensor
 from edgesparse.planner.types import Plan
 from edgesparse.store.fields import Fields
-from edgesparse.store.plan_json import plan_from_json, spec_from_json, spec_to_json
+from edgesparse.store.plan_json import plan_from_json, spec_from_json
 from edgesparse.store.strict_json import parse_object
 
 MANIFEST = "edgesparse.json"
@@ -150,7 +150,7 @@ def _tensor_to_json(tensor: TensorInfo, compressed: CompressedModel) -> dict[str
 
 
 def _packed_to_json(packed: PackedTensor) -> dict[str, Any]:
-    return {"spec": spec_to_json(packed.spec), "buffers": list(packed.buffers)}
+    return {"spec": packed.spec.to_json(), "buffers": list(packed.buffers)}
 
 
 def _read_tensors(

@@ -7,32 +7,19 @@ does not need.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from edgesparse.budget import Budget
 from edgesparse.errors import EdgesparseError
 from edgesparse.model import TensorInfo
-from edgesparse.packed import FormatSpec
+from edgesparse.packed import SYMMETRIC, FormatSpec
 from edgesparse.pattern import Pattern
 from edgesparse.planner.types import MemoryTerm, Plan, TensorPlan
 from edgesparse.recipe import Recipe, Rule
 from edgesparse.store.fields import Fields
 
 
-def spec_to_json(spec: FormatSpec) -> dict[str, Any]:
-    """Return the JSON form of a spec."""
-    return {
-        "name": spec.name,
-        "version": spec.version,
-        "bits": spec.bits,
-        "group_size": spec.group_size,
-        "pattern": spec.pattern.to_json(),
-        "scale_dtype": spec.scale_dtype,
-    }
-
-
 def spec_from_json(fields: Fields) -> FormatSpec:
-    """Read the form ``spec_to_json`` writes.
+    """Read the form ``FormatSpec.to_json`` writes; without a scheme it is symmetric.
 
     Raises:
         CorruptPack: Anything else.
@@ -45,6 +32,8 @@ def spec_from_json(fields: Fields) -> FormatSpec:
             group_size=fields.integer("group_size"),
             pattern=Pattern.from_json(fields.raw("pattern")),
             scale_dtype=fields.text("scale_dtype"),
+            scheme=fields.optional_text("scheme") or SYMMETRIC,
+            table_rows=fields.optional_integer("table_rows") or 0,
         )
     except EdgesparseError as error:
         raise fields.wrong(str(error)) from None
