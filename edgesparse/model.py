@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 
 class TensorKind(StrEnum):
-    """What a tensor is for, found from the modules and the graph that use it."""
+    """What a tensor is for, found from the modules and the graph that use it.
+
+    ``EXPERT`` is a linear layer that only the tokens routed to it reach.
+    """
 
     LINEAR = "linear"
+    EXPERT = "expert"
     CONV = "conv"
     EMBEDDING = "embedding"
     NORM = "norm"

@@ -119,6 +119,8 @@ class Accumulator:
             self._hessian.addmm_(inputs.T, inputs)
         if self._norm is not None:
             self._norm += inputs.square().sum(0)
+        if dense_inputs is not None and dense_inputs.shape != inputs.shape:
+            self._cross = None  # a routed layer: the dense model sent it other samples
         if self._cross is not None and dense_inputs is not None:
             self._cross.addmm_(inputs.T, dense_inputs.float())
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from edgesparse.capture.conform import conform
+from edgesparse.capture.conform import Conformed, conform
 from edgesparse.errors import CorruptPack, MissingDependency, SourceError
 from edgesparse.store.strict_json import parse_object
 
@@ -47,14 +47,14 @@ class Architecture:
     config: Mapping[str, Any]
     max_parameters: int
 
-    def build(self, *, device: str) -> tuple[nn.Module, frozenset[str]]:
+    def build(self, *, device: str) -> tuple[nn.Module, Conformed]:
         """Build the module in evaluation mode, parameters on the meta device.
 
         Args:
             device: ``meta`` for shapes alone, ``cpu`` for real buffers.
 
         Returns:
-            The module and the names of weights transposed by ``conform``.
+            The module, conformed, and how its tensors come from the class's own.
 
         Raises:
             SourceError: The class cannot be built from this configuration.
@@ -69,8 +69,8 @@ class Architecture:
                 f"{self.cls.__name__} cannot be built from this configuration: "
                 f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             ) from error
-        transposed = conform(model)
-        return model.eval().requires_grad_(False), transposed
+        conformed = conform(model)
+        return model.eval().requires_grad_(False), conformed
 
     def new_config(self) -> Any:
         """Return a fresh configuration object; to be called within ``offline``."""

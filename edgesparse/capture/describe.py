@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from edgesparse.capture.experts import is_unstacked
 from edgesparse.errors import SourceError
 from edgesparse.model import DTYPE_NBYTES, TensorInfo, TensorKind
 
@@ -103,9 +104,12 @@ def _uses(
         for path, child in module.named_modules()
         if isinstance(child, nn.MultiheadAttention)
     }
+    routed = tuple(f"{path}." for path, child in module.named_modules() if is_unstacked(child))
     for path, child in module.named_modules():
         for leaf, tensor in _own_tensors(child):
             kind, reason = _use(child, leaf, tensor)
+            if kind is TensorKind.LINEAR and path.startswith(routed):
+                kind = TensorKind.EXPERT
             if not reason and path in uncalled | bypassed:
                 kind, reason = TensorKind.OTHER, "read by another module than its own"
             uses = others if path in uncalled - bypassed else called

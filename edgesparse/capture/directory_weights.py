@@ -13,6 +13,7 @@ from torch import nn
 
 from edgesparse.capture.architecture import Architecture, offline
 from edgesparse.capture.checkpoint import Checkpoint
+from edgesparse.capture.conform import Conformed
 from edgesparse.capture.describe import describe
 from edgesparse.errors import SourceError
 from edgesparse.model import TensorInfo
@@ -32,17 +33,17 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
         architecture: Architecture,
         checkpoint: Checkpoint,
         bare: nn.Module,
-        transposed: frozenset[str],
+        conformed: Conformed,
     ) -> None:
         self._architecture = architecture
         self._checkpoint = checkpoint
-        self._transposed = transposed
+        self._conformed = conformed
         self._tensors = {tensor.name: tensor for tensor in describe(bare)}
         prefix = getattr(bare, "base_model_prefix", "")
         self._stored = {
             name: stored
             for name, tensor in self._tensors.items()
-            if (stored := _stored_name(tensor, checkpoint, prefix)) is not None
+            if (stored := _stored_name(tensor, conformed, checkpoint, prefix)) is not None
         }
         self._initial = {
             name: torch.zeros(tensor.shape, dtype=torch.int64)
@@ -72,12 +73,10 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
         if name in self._initial:
             return self._initial[name].clone()
         if name not in self._stored:
-            tensor = self._converted[name].to(self.dtypes[name], copy=True)
-        else:
-            tensor = self._checkpoint[self._stored[name]]
-        if name in self._transposed:
-            tensor = tensor.t().contiguous()
-        return tensor
+            original = self._converted[self._conformed.original(name)]
+            part = self._conformed.take(name, original)
+            return part.to(self.dtypes[name], copy=True, memory_format=torch.contiguous_format)
+        return self._conformed.take(name, self._checkpoint[self._stored[name]]).contiguous()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -132,7 +131,7 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
             raise SourceError(self._mismatch([name for name in self._tensors if name not in known]))
         for name, stored in self._stored.items():
             shape, needed = self._checkpoint.shape(stored), self._tensors[name].shape
-            if (shape[::-1] if name in self._transposed else shape) != needed:
+            if self._conformed.shape(name, shape) != needed:
                 raise SourceError(
                     f"{name}: stored with shape {shape}, the configuration needs {needed}; weights "
                     "and config.json do not belong together"
@@ -164,9 +163,11 @@ def _no_progress_bar() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _stored_name(tensor: TensorInfo, checkpoint: Checkpoint, prefix: str) -> str | None:
+def _stored_name(
+    tensor: TensorInfo, conformed: Conformed, checkpoint: Checkpoint, prefix: str
+) -> str | None:
     """Return the name a tensor has in the files: its own, an alias, or without the base prefix."""
-    for name in (tensor.name, *tensor.aliases):
+    for name in map(conformed.original, (tensor.name, *tensor.aliases)):
         for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
             if candidate in checkpoint:
                 return candidate

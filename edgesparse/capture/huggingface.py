@@ -37,8 +37,8 @@ def capture_directory(directory: Path) -> CapturedModel:
     """
     checkpoint = Checkpoint(directory)
     architecture = read_architecture(directory, max_parameters=8 * len(checkpoint) + 200)
-    bare, transposed = architecture.build(device="meta")
-    weights = DirectoryWeights(architecture, checkpoint, bare, transposed)
+    bare, conformed = architecture.build(device="meta")
+    weights = DirectoryWeights(architecture, checkpoint, bare, conformed)
     weights.warn_of_unexpected()
     return capture_architecture(
         architecture,
@@ -50,7 +50,7 @@ def capture_directory(directory: Path) -> CapturedModel:
             weights=checkpoint.files,
         ),
         # A new mapping each time: what one caller changes, no other sees.
-        weights=lambda: DirectoryWeights(architecture, Checkpoint(directory), bare, transposed),
+        weights=lambda: DirectoryWeights(architecture, Checkpoint(directory), bare, conformed),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgesparse.capture.conform import conform
+from edgesparse.capture.conform import Conformed, conform
 from edgesparse.capture.describe import describe
 from edgesparse.capture.probe import uncalled_modules
 from edgesparse.capture.structure import copy_structure
@@ -41,7 +41,7 @@ def capture_module(
     """
     inputs = keyword_inputs(module, example_inputs)
     bare = copy_structure(module)
-    transposed = conform(bare)
+    conformed = conform(bare)
     uncalled = uncalled_modules(bare, inputs) if probe else frozenset()
     tensors = describe(bare, uncalled=uncalled, bypassed=bypassed)
     return CapturedModel(
@@ -49,7 +49,7 @@ def capture_module(
         tensors=tensors,
         example_inputs=inputs,
         skeleton=lambda: _skeleton(module),
-        weights=lambda: _ModuleWeights(module, [t.name for t in tensors], transposed),
+        weights=lambda: _ModuleWeights(module, [t.name for t in tensors], conformed),
     )
 
 
@@ -94,16 +94,16 @@ def _skeleton(module: nn.Module) -> nn.Module:
 class _ModuleWeights(Mapping[str, torch.Tensor]):
     """The tensors of a module of this process: each a copy, made when it is asked for."""
 
-    def __init__(self, module: nn.Module, names: list[str], transposed: frozenset[str]) -> None:
+    def __init__(self, module: nn.Module, names: list[str], conformed: Conformed) -> None:
         self._state = module.state_dict()
         self._names = names
-        self._transposed = transposed
+        self._conformed = conformed
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._state[name]
+        tensor: torch.Tensor = self._state[self._conformed.original(name)]
         if tensor.is_meta:
             raise SourceError(f"{name} is on the meta device: it has no value to read")
-        view = tensor.t() if name in self._transposed else tensor
+        view = self._conformed.take(name, tensor)
         return view.detach().clone(memory_format=torch.contiguous_format)
 
     def __iter__(self) -> Iterator[str]:

@@ -29,7 +29,7 @@ def build_packed(compressed: CompressedModel, *, dtype: torch.dtype = torch.floa
     """Return a module in evaluation mode that computes from the packed bytes.
 
     Linear layers and embeddings run on the packed kernels. Any other owner of a packed weight
-    (a convolution, a fused expert stack, a traced graph) decodes it when it reads it; of those at
+    (a convolution, a traced graph) decodes it when it reads it; of those at
     most one weight is held decoded at a time.
 
     Args:

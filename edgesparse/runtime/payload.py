@@ -15,8 +15,8 @@ from edgesparse.runtime.ops import decode, packed_arguments
 class DecodedSlot:
     """Room for one decoded weight, shared by all payloads of a module.
 
-    A stack of experts reads its weight once for every expert: without the slot each reading
-    would decode the whole stack again; with a slot for each payload the model would silently
+    A module may read its weight several times in one pass: without the slot each reading
+    would decode the whole weight again; with a slot for each payload the model would silently
     become dense.
     """
 

@@ -114,12 +114,13 @@ def test_convolutions_that_are_no_matrix_say_why(saved: Saved) -> None:
     assert all(tensor.compressible for tensor in convs if tensor not in depthwise)
 
 
-def test_expert_stacks_stay_as_they_are(saved: Saved) -> None:
+def test_experts_are_layers_of_their_own(saved: Saved) -> None:
     captured = load(saved("mixtral")[1])
-    stacks = [tensor for tensor in captured.tensors if len(tensor.shape) == 3]
-    assert {tensor.name.rpartition(".")[2] for tensor in stacks} == {"gate_up_proj", "down_proj"}
-    assert all(tensor.kind is TensorKind.OTHER for tensor in stacks)
-    assert all(not tensor.compressible and "itself" in tensor.reason for tensor in stacks)
+    experts = [tensor for tensor in captured.tensors if tensor.kind is TensorKind.EXPERT]
+    assert {tensor.shape for tensor in experts} == {(48, 32), (32, 24)}
+    assert len(experts) == 2 * 4
+    assert all(tensor.compressible for tensor in experts)
+    assert not any(len(tensor.shape) == 3 for tensor in captured.tensors)
 
 
 @pytest.mark.parametrize(

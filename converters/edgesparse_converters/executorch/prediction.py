@@ -27,7 +27,7 @@ def _weight_nbytes(planned: TensorPlan) -> int:
     if planned.spec is None:
         # A tied float32 weight is stored twice: for the lookup, and inside the delegate.
         return _FLOAT32_NBYTES * tensor.numel * (1 + _is_tied_embedding(tensor))
-    if tensor.kind not in ("linear", "embedding"):
+    if tensor.kind not in ("linear", "expert", "embedding"):
         return _FLOAT32_NBYTES * tensor.numel  # a convolution is decoded
     return planned.nbytes
 
