@@ -23,7 +23,7 @@ class Rule:
     """What to do with the tensors it matches.
 
     Attributes:
-        kind: Match tensors of this kind; None matches all.
+        kind: Match tensors of this kind, also given as its word, ``"linear"``; None matches all.
         name: Match names: a glob, or a regular expression after ``re:``; None matches all.
         pattern: Which weights may stay.
         method: Row of the pruner registry; used when the pattern is not dense.
@@ -44,6 +44,8 @@ class Rule:
     adjustable: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        if self.kind is not None:
+            object.__setattr__(self, "kind", _kind(self.kind))
         if unknown := sorted(self.adjustable - ADJUSTABLE):
             raise RecipeError(
                 f"adjustable names {unknown[0]!r}; known: {', '.join(sorted(ADJUSTABLE))}"
@@ -132,6 +134,19 @@ def rule_to_json(rule: Rule) -> dict[str, Any]:
     }
 
 
+def _kind(word: str) -> TensorKind:
+    """Return the kind of that name.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    try:
+        return TensorKind(word)
+    except ValueError:
+        known = ", ".join(kind.value for kind in TensorKind)
+        raise RecipeError(f"kind is {word!r}, expected one of {known}") from None
+
+
 _OPTIONS = {field.name for field in fields(Rule)} - {"kind", "name", "pattern"}
 
 
@@ -148,9 +163,8 @@ def _rule(table: Any, where: str) -> Rule:
         known = ", ".join(sorted({"match", "pattern", "sparsity", *_OPTIONS}))
         raise RecipeError(f"{where}: unknown key {unknown[0]!r}; known: {known}")
     try:
-        kind = TensorKind(match["kind"]) if "kind" in match else None
         return Rule(
-            kind=kind,
+            kind=_kind(match["kind"]) if "kind" in match else None,
             name=match.get("name"),
             pattern=Pattern.parse(pattern, sparsity=float(sparsity)),
             adjustable=frozenset(adjustable),

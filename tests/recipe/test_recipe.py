@@ -39,6 +39,12 @@ class TestMatching:
         assert not rule.matches(tensor("a.down", TensorKind.CONV))
         assert rule.matches(tensor("a.up", TensorKind.CONV))
 
+    def test_a_kind_may_be_given_as_its_word(self):
+        assert Rule(kind="conv") == Rule(kind=TensorKind.CONV)
+        assert Recipe((Rule(kind="conv"),)).to_json()[0]["match"] == {"kind": "conv"}
+        with pytest.raises(RecipeError, match="kind is 'cnov', expected one of linear"):
+            Rule(kind="cnov")
+
     def test_a_glob_matches_the_whole_name_and_a_regular_expression_any_part(self):
         assert not Rule(name="up").matches(tensor("layers.0.up"))
         assert Rule(name="re:up").matches(tensor("layers.0.up"))
@@ -124,7 +130,7 @@ class TestFiles:
             ("[other]\nbits = 4", "only .*rule.* tables, found .'other'"),
             ("[[rule]]\nbit = 4", "rule 1: unknown key 'bit'"),
             ("[[rule]]\nbits = 4\n[[rule]]\nmatch = { shape = 3 }", "rule 2: unknown key 'shape'"),
-            ("[[rule]]\nmatch = { kind = 'dense' }", "'dense' is not a valid TensorKind"),
+            ("[[rule]]\nmatch = { kind = 'dense' }", "'dense', expected one of linear"),
             ("[[rule]]\nsparsity = 1.5", "sparsity is 1.5"),
             ("[[rule]]\nsparsity = 'half'", "could not convert"),
             ("[[rule]]\npattern = '2:4'\nsparsity = 0.9", "fixes the sparsity"),
