@@ -17,6 +17,8 @@ DTYPES: dict[str, type[np.generic]] = {
     "offsets_high": np.uint32,
     "codes_high": np.uint8,
     "scales": np.float16,
+    "zeros": np.int8,
+    "table": np.float16,
     "index": np.uint8,
     "columns": np.uint64,
     "octets": np.uint16,
@@ -34,8 +36,9 @@ def open_matrix(packed: PackedTensor) -> PackedMatrix | StructuredMatrix:
     FORMATS.get(packed.spec.name).check(packed)
     rows, columns = matrix_shape(packed.shape)
     arrays = dict(packed.buffers)
-    if "scales" in arrays:
-        arrays["scales"] = arrays["scales"].view(np.uint16)  # numba knows no float16
+    for name in ("scales", "table"):
+        if name in arrays:
+            arrays[name] = arrays[name].view(np.uint16)  # numba knows no float16
     if packed.spec.name in LAYOUTS:
         for name in ("columns", "octets"):  # both are bitmaps of what is kept
             if name in arrays:
@@ -52,5 +55,6 @@ def open_matrix(packed: PackedTensor) -> PackedMatrix | StructuredMatrix:
         columns=columns,
         bits=packed.spec.bits,
         group_size=packed.spec.group_size,
+        table_rows=packed.spec.table_rows,
         **cast(dict[str, Any], arrays),
     )

@@ -58,7 +58,13 @@ def supports(matrix: PackedMatrix | StructuredMatrix, activations: Activations) 
     if activations is Activations.FLOAT32:
         return True
     whole = matrix.group_size % 4 == 0 or matrix.group_size >= matrix.columns
-    return matrix.bits != 16 and whole and min(matrix.group_size, matrix.columns) <= 65_408
+    has_table = isinstance(matrix, PackedMatrix) and matrix.has_table
+    return (
+        matrix.bits != 16
+        and not has_table
+        and whole
+        and min(matrix.group_size, matrix.columns) <= 65_408
+    )
 
 
 def quantize(x: NDArray[np.float32], group_size: int, activations: Activations) -> Digits:

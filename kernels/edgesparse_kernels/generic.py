@@ -37,7 +37,10 @@ def _popcount(word):
 
 @jit
 def _row_plane(mask, codes, begin, width, shift, quads, tile, lane, out):
-    """OR one plane's part of a row, lanes ``lane .. lane + 3`` of each quad, into ``out``."""
+    """OR one plane's part of a row, lanes ``lane .. lane + 3`` of each quad, into ``out``.
+
+    Beside codes, which have at most 8 bits, the highest bit says that the lane is kept.
+    """
     streams = max(1, 8 // width)
     low_bits = np.int64((1 << width) - 1)
     before = (np.uint64(1) << np.uint64(lane)) - np.uint64(1)
@@ -53,14 +56,18 @@ def _row_plane(mask, codes, begin, width, shift, quads, tile, lane, out):
                 else:
                     code = (np.int64(codes[at]) >> (width * j)) & low_bits
                 out[4 * quad + c] |= np.uint16((code * bit) << shift)
+                if width < 16:
+                    out[4 * quad + c] |= np.uint16(bit << 15)
                 at += bit
             position += _popcount(word)
 
 
 @jit
-def _decode_row(geometry, mask, codes, offsets, codes_high, offsets_high, scales, row, words, out):
+def _decode_row(
+    geometry, mask, codes, offsets, codes_high, offsets_high, scales, zeros, table, row, words, out
+):
     """Decode ``row`` into ``out`` float32 [padded K]; ``words`` uint16 [padded K] is scratch."""
-    _, columns, bits, group_size, groups, quads = geometry
+    _, columns, bits, group_size, groups, quads, table_rows = geometry
     tile, lane = row // 16, 4 * (row % 16)
     words[:] = 0
     width = 2 if bits == 3 else bits
@@ -74,17 +81,26 @@ def _decode_row(geometry, mask, codes, offsets, codes_high, offsets_high, scales
         for k in range(columns):
             out[k] = _half(words[k])
         return
+    if group_size == 0:
+        first = row // table_rows << bits if table_rows else 0
+        for k in range(columns):
+            kept = words[k] & np.uint16(0x8000)
+            out[k] = _half(table[first + (words[k] & np.uint16(255))]) if kept else np.float32(0)
+        return
     sign = np.int32(1 << (bits - 1))
     for group in range(groups):
-        scale = _half(scales[(tile * groups + group) * 16 + row % 16])
+        at = (tile * groups + group) * 16 + row % 16
+        scale = _half(scales[at])
+        zero = np.int32(zeros[at]) if zeros.size else np.int32(0)
         for k in range(group * group_size, min((group + 1) * group_size, columns)):
-            # A lane that is not kept has word 0, which is code 0 like any other.
-            out[k] = np.float32((np.int32(words[k]) ^ sign) - sign) * scale
+            code = (np.int32(words[k] & np.uint16(255)) ^ sign) - sign - zero
+            out[k] = np.float32(code if words[k] & np.uint16(0x8000) else 0) * scale
 
 
 def _decode_rows(
-    geometry, mask, codes, offsets, codes_high, offsets_high, scales, indices, threads, out
-):
+    geometry, mask, codes, offsets, codes_high, offsets_high, scales, zeros, table,
+    indices, threads, out,
+):  # fmt: skip
     """Decode the rows ``indices`` into ``out`` [len(indices), K]."""
     padded = geometry[5] * 4
     for thread in prange(threads):
@@ -92,7 +108,7 @@ def _decode_rows(
         begin = thread * indices.size // threads
         for i in range(begin, (thread + 1) * indices.size // threads):
             _decode_row(
-                geometry, mask, codes, offsets, codes_high, offsets_high, scales,
+                geometry, mask, codes, offsets, codes_high, offsets_high, scales, zeros, table,
                 indices[i], words, out[i],
             )  # fmt: skip
 
@@ -105,7 +121,9 @@ def _dot(x, y):
     return total
 
 
-def _matmul(geometry, mask, codes, offsets, codes_high, offsets_high, scales, x, threads, out):
+def _matmul(
+    geometry, mask, codes, offsets, codes_high, offsets_high, scales, zeros, table, x, threads, out
+):
     """``out[m, n] = sum over k of x[m, k] * weight[n, k]`` for x [M, K], out [M, N]."""
     rows, columns = geometry[0], geometry[1]
     padded = geometry[5] * 4
@@ -114,7 +132,7 @@ def _matmul(geometry, mask, codes, offsets, codes_high, offsets_high, scales, x,
         weights = np.empty(padded, np.float32)
         for row in range(thread * rows // threads, (thread + 1) * rows // threads):
             _decode_row(
-                geometry, mask, codes, offsets, codes_high, offsets_high, scales,
+                geometry, mask, codes, offsets, codes_high, offsets_high, scales, zeros, table,
                 row, words, weights,
             )  # fmt: skip
             for m in range(x.shape[0]):

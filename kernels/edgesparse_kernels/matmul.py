@@ -129,12 +129,14 @@ def embedding(
 
 
 Arguments = tuple[
-    tuple[int, int, int, int, int, int],
+    tuple[int, int, int, int, int, int, int],
     NDArray[np.uint64],
     NDArray[np.uint8],
     NDArray[np.uint32],
     NDArray[np.uint8],
     NDArray[np.uint32],
+    NDArray[np.uint16],
+    NDArray[np.int8],
     NDArray[np.uint16],
 ]
 
@@ -148,6 +150,7 @@ def _arguments(matrix: PackedMatrix) -> Arguments:
         matrix.group_size,
         matrix.groups,
         quads(matrix.columns),
+        matrix.table_rows,
     )
     return (
         geometry,
@@ -157,13 +160,17 @@ def _arguments(matrix: PackedMatrix) -> Arguments:
         matrix.codes_high,
         matrix.offsets_high,
         matrix.scales,
+        matrix.zeros,
+        matrix.table,
     )
 
 
 def _has_octets(matrix: PackedMatrix) -> bool:
-    """Whether the vector kernels can take it: integer codes, groups of whole octets."""
+    """Whether the vector kernels can take it: symmetric codes, groups of whole octets."""
     return (
         matrix.bits != 16
+        and not matrix.has_table
+        and not matrix.zeros.size
         and matrix.columns > 0
         and (matrix.group_size % 8 == 0 or matrix.group_size >= matrix.columns)
     )
@@ -180,7 +187,8 @@ def _expect_support(matrix: AnyMatrix, kind: Activations) -> None:
     if not activations.supports(matrix, kind):
         raise ValueError(
             f"{kind.name} activations need integer codes and groups of whole quads of columns; "
-            f"this matrix has {matrix.bits} bits and groups of {matrix.group_size}; use FLOAT32"
+            f"this matrix has {matrix.bits} bits and groups of {matrix.group_size} (0: float16 "
+            "values or a table); use FLOAT32"
         )
 
 

@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 from edgesparse_kernels.layout import PLANES, quads, streams, tiles
 
+_ARRAYS = (
+    "codes", "scales", "mask", "offsets", "codes_high", "offsets_high", "zeros", "table",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedMatrix:
@@ -22,13 +26,16 @@ class PackedMatrix:
         rows: N.
         columns: K.
         bits: 2, 3, 4, 8, or 16 for float16 values.
-        group_size: Columns per scale; 0 with 16 bits.
+        group_size: Columns per scale; 0 with 16 bits or a table.
         codes: Bytes of the first plane, uint8.
-        scales: float16 as uint16 words, [tiles, groups, 16]; empty with 16 bits.
+        scales: float16 as uint16 words, [tiles, groups, 16]; empty with 16 bits or a table.
         mask: uint64 [tiles, quads]; empty in the dense layout.
         offsets: uint32 [tiles + 1], first byte of each tile; empty in the dense layout.
         codes_high: Bytes of the second plane of 3-bit codes; else empty.
         offsets_high: Its tiles.
+        zeros: int8 like the scales, the code whose value is 0; empty where that is code 0.
+        table: float16 as uint16 words, [tables, 2**bits], what an index stands for; else empty.
+        table_rows: Rows that share a table; 0 for one table of all.
     """
 
     rows: int
@@ -41,10 +48,13 @@ class PackedMatrix:
     offsets: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
     codes_high: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
     offsets_high: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
+    zeros: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
+    table: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    table_rows: int = 0
 
     def __post_init__(self) -> None:
         # Read-only views: numba compiles another kernel for each mixture of writable arrays.
-        for name in ("codes", "scales", "mask", "offsets", "codes_high", "offsets_high"):
+        for name in _ARRAYS:
             view = getattr(self, name).view()
             view.flags.writeable = False
             object.__setattr__(self, name, view)
@@ -53,6 +63,11 @@ class PackedMatrix:
     def is_dense(self) -> bool:
         """Whether every code is stored."""
         return not self.offsets.size
+
+    @property
+    def has_table(self) -> bool:
+        """Whether codes are indices of a table."""
+        return self.bits != 16 and not self.group_size
 
     @property
     def groups(self) -> int:
