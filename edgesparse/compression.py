@@ -1,7 +1,8 @@
 """``compress``: run the plan over a captured model, one group of layers at a time.
 
-Every step works on a private copy in float32. What a solver chose is packed at once; the copy gets
-the decoded values, so that every later layer is solved on the inputs it will really have.
+Every step works on a private copy in float32, its batch norms folded. What a solver chose is packed
+at once; the copy gets the decoded values, so that every later layer is solved on the inputs it will
+really have.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import edgesparse
+from edgesparse.batchnorm import fold
 from edgesparse.calibrate import Statistic, Statistics, calibrate, calibration_batches
 from edgesparse.calibrate.inputs import as_matrix
 from edgesparse.calibrate.record import disable_cache
@@ -82,13 +84,14 @@ def compress(
     model = captured.loader().float()
     disable_cache(model)
     _require_finite(model, todo)
+    folded = fold(model, captured, todo.keys()) if todo else {}
     needs = _needs_by_module(model, todo, measured=calibration is not None)
     batches = _batches(captured, calibration, needs, device, seed, windows, window)
     run = _Run(model, todo, progress, started)
     if todo:
         calibrate(model, batches, needs, run.solve, device=where)
     stored = captured.weights()
-    kept = {t.name: stored[t.name] for t in captured.tensors if t.name not in run.packed}
+    kept = {t.name: stored[t.name] for t in captured.tensors if t.name not in run.packed} | folded
     metadata = {
         "calibration": {"sha256": digest(batches), "samples": _samples(batches), "seed": seed},
         "tools": {"edgesparse": edgesparse.__version__, "torch": torch.__version__},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from edgesparse.batchnorm import absorb
 from edgesparse.errors import ExportError, UsageError
 from edgesparse.exporting import Artifact, nbytes_on_disk
 from edgesparse.runtime.modules import build_exportable
@@ -131,6 +132,7 @@ def functions(
     """Yield name, module and example inputs of every function of the package."""
     captured = compressed.captured
     module = build_exportable(compressed)
+    absorb(module, captured)
     if options.context is None:
         inputs = interface.tensor_inputs(captured, tokens=options.tokens)
         yield "main", interface.wrap(module, captured), inputs
