@@ -29,7 +29,9 @@ def inspect(path: str, source: str | None, show_all: bool, as_json: bool) -> Non
     from edgesparse.exporting import suffixes
 
     if Path(path).suffix and Path(path).suffix in suffixes():
-        _show_artifact(path, inspect_artifact(path), as_json=as_json)
+        _show_artifact(
+            path, inspect_artifact(path), limit=None if show_all else SHOWN, as_json=as_json
+        )
         return
     model = open_model(path, source)
     if as_json:
@@ -104,15 +106,15 @@ def _to_json(model: CapturedModel | CompressedModel) -> dict[str, Any]:
     }
 
 
-def _show_artifact(path: str, contents: Mapping[str, Any], *, as_json: bool) -> None:
+def _show_artifact(
+    path: str, contents: Mapping[str, Any], *, limit: int | None, as_json: bool
+) -> None:
     if as_json:
         show_json(contents)
         return
-    from rich.pretty import Pretty
-
     from edgesparse.budget import format_size
     from edgesparse.exporting import nbytes_on_disk
+    from edgesparse.report.contents import contents_tables
 
     show(f"{path}  {format_size(nbytes_on_disk(Path(path)))}", "")
-    for key, value in contents.items():
-        show(key, Pretty(value, expand_all=True, indent_guides=False, max_length=SHOWN), "")
+    show(*contents_tables(contents, limit=limit))
