@@ -64,5 +64,8 @@ native: venv ## build the C++ kernels, and the ExecuTorch operators over them fo
 	cmake --build build/native --parallel 2
 	$(BIN)/python -m edgesparse_converters.executorch.native
 
+docs: venv ## the documents as a site: build/site/docs/site/index.html
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs/site . build/site
+
 clean: ## remove what was built; keep .venv
 	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -91,6 +91,7 @@ def _frame(axis: Axes) -> None:
 
 
 def main() -> None:
+    """Write the three pictures beside this file."""
     # Text as text, and no date or random names: the same input draws the same file.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "edgesparse"})
     model = es.load(MODEL)

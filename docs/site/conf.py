@@ -18,7 +18,9 @@ include_patterns = [
     "edgesparse/formats/*.md",
     "converters/edgesparse_converters/*/README.md",
 ]
-exclude_patterns = ["docs/README.md", "build", "out", ".venv", "**/.*"]
+exclude_patterns = ["docs/README.md", "build", "out", ".*"]
+# Byte maps, model cards and the READMEs of rooms are reached from the pages that speak of them.
+suppress_warnings = ["toc.not_included"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_heading_anchors = 3
