@@ -5,46 +5,68 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from edgesparse_kernels.matrix import PackedMatrix
+from edgesparse_kernels.structured import StructuredMatrix
 
 from edgesparse.formats.operand import open_matrix
-from edgesparse.packed import FORMATS, Codes, table_count
-from edgesparse.pattern import DENSE
+from edgesparse.packed import FORMATS, Codes
+from edgesparse.pattern import DENSE, Pattern
 
 MakeMatrix = Callable[..., tuple[PackedMatrix, np.ndarray]]
+MakeStructured = Callable[..., tuple[StructuredMatrix, np.ndarray]]
 
 
 @pytest.fixture(scope="session")
 def make_matrix() -> MakeMatrix:
     """A packed matrix and its decoded weights."""
 
-    def make(
-        name, rows, columns, *, sparsity=0.5, group_size=32, seed=0, scheme="symmetric",
-        table_rows=0,
-    ):  # fmt: skip
+    def make(name, rows, columns, *, sparsity=0.5, group_size=32, seed=0):
         rng = np.random.default_rng(seed)
-        extra = {}
         layout = FORMATS.get(name)
         sparsity = 0.0 if name.startswith("dense") else sparsity
         keep = rng.random((rows, columns)) >= sparsity
         if layout.bits == 16:
             values = (rng.standard_normal(keep.shape) * keep).astype(np.float16)
             scales, group_size = np.zeros((rows, 0), np.float16), 0
-        elif scheme == "table":
-            values = (rng.integers(0, 2**layout.bits, keep.shape) * keep).astype(np.int8)
-            scales, group_size = np.zeros((rows, 0), np.float16), 0
-            table = rng.standard_normal((table_count(rows, table_rows), 2**layout.bits))
-            extra = {"table": table.astype(np.float16), "table_rows": table_rows}
         else:
             limit = 2 ** (layout.bits - 1)
             values = (rng.integers(-limit, limit, keep.shape) * keep).astype(np.int8)
             groups = -(-columns // group_size)
             scales = (rng.integers(128, 256, (rows, groups)) / 4096).astype(np.float16)
-            if scheme == "asymmetric":
-                extra = {"zeros": rng.integers(-limit, limit, (rows, groups)).astype(np.int8)}
         codes = Codes(
-            values=values, scales=scales, keep_mask=keep, bits=layout.bits, group_size=group_size,
-            **extra,
-        )  # fmt: skip
+            values=values, scales=scales, keep_mask=keep, bits=layout.bits, group_size=group_size
+        )
         return open_matrix(layout.pack(codes, pattern=DENSE)), codes.decode()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_structured() -> MakeStructured:
+    """A packed matrix with a mask of its layout's shape, and its decoded weights."""
+
+    def make(name, text, sparsity, shape, *, group_size=32):
+        rng = np.random.default_rng(0)
+        rows, columns = shape
+        pattern = Pattern.parse(text, sparsity=sparsity)
+        if pattern.n_of_m:
+            keep, of = pattern.n_of_m
+            groups = -(-columns // of)
+            mask = rng.random((rows, groups, of)).argsort(axis=2) < keep
+            mask = mask.reshape(rows, groups * of)
+        else:
+            height, width = pattern.block
+            mask = rng.random((-(-rows // height), -(-columns // width))) >= pattern.sparsity
+            mask = mask.repeat(height, 0).repeat(width, 1)[:rows]
+        mask = mask[:, :columns].copy()
+        codes = Codes(
+            values=(rng.integers(-8, 8, shape) * mask).astype(np.int8),
+            scales=(rng.integers(128, 256, (rows, -(-columns // group_size))) / 4096).astype(
+                np.float16
+            ),
+            keep_mask=mask,
+            bits=4,
+            group_size=group_size,
+        )
+        return open_matrix(FORMATS.get(name).pack(codes, pattern=pattern)), codes.decode()
 
     return make

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from edgesparse_kernels import activations as integer
 from edgesparse_kernels.activations import Activations
+from edgesparse_kernels.structured import StructuredMatrix
 
 NATIVE = Path(__file__).parents[1] / "native"
 ISAS = {"scalar": 0, "avx2": 1, "avx512": 2, "neon": 3, "dotprod": 4}
+LAYOUTS = {"nm4": 2, "n64": 3, "column16": 4, "block16x8": 5}
 NAMES = ["dense2", "dense3", "dense4", "dense8", "bitmask2", "bitmask3", "bitmask4", "bitmask8"]
 CROSS = "aarch64-linux-gnu-g++"
 QEMU = "qemu-aarch64-static"
@@ -33,15 +35,10 @@ class Runner:
 
     def __call__(self, matrix, x, *, activations, isa, indices=(), mutate=None):
         sizes = (
-            matrix.rows, matrix.columns, matrix.group_size, matrix.bits, int(matrix.is_dense),
+            matrix.rows, matrix.columns, matrix.group_size, matrix.bits, layout_of(matrix),
             len(x), activations.value, ISAS[isa], len(indices),
         )  # fmt: skip
-        buffers = {
-            "mask": matrix.mask, "offsets": matrix.offsets, "codes": matrix.codes,
-            "offsets_high": matrix.offsets_high, "codes_high": matrix.codes_high,
-            "scales": matrix.scales,
-        }  # fmt: skip
-        stored = {name: buffer.tobytes() for name, buffer in buffers.items()} | (mutate or {})
+        stored = buffers_of(matrix) | (mutate or {})
         case = struct.pack("<9q", *sizes)
         for data in stored.values():
             case += struct.pack("<q", len(data)) + data
@@ -56,6 +53,20 @@ class Runner:
             floats[:products].reshape(len(x), matrix.rows),
             floats[products:].reshape(len(indices), matrix.columns),
         )
+
+
+def layout_of(matrix) -> int:
+    if isinstance(matrix, StructuredMatrix):
+        return LAYOUTS[matrix.layout]
+    return int(matrix.is_dense)
+
+
+def buffers_of(matrix) -> dict[str, bytes]:
+    """The bytes of every buffer of the C interface, in its order."""
+    names = ("mask", "offsets", "codes", "offsets_high", "codes_high", "scales", "index")
+    attributes = {"mask": "kept"} if isinstance(matrix, StructuredMatrix) else {}
+    nothing = np.zeros(0, np.uint8)
+    return {name: getattr(matrix, attributes.get(name, name), nothing).tobytes() for name in names}
 
 
 def build(folder: Path, *options: str) -> Path:
@@ -105,9 +116,16 @@ def activations_for(shape, seed=0):
 
 def check(runner, make_matrix, name, shape, *, isa, group_size, batch=1, sparsity=0.5):
     matrix, weights = make_matrix(name, *shape, group_size=group_size, sparsity=sparsity)
+    compare(runner, matrix, weights, isa=isa, batch=batch)
+
+
+def compare(runner, matrix, weights, *, isa, batch):
+    shape = weights.shape
     x = activations_for((batch, shape[1]))
     rows = [0, shape[0] - 1]
     for mode in (Activations.INT8, Activations.INT16):
+        if not integer.supports(matrix, mode):
+            continue
         found = runner(matrix, x, activations=mode, isa=isa, indices=rows)
         assert np.array_equal(found[0], integer.matmul(x, matrix, mode))
         assert np.array_equal(found[1], weights[rows])
@@ -143,6 +161,33 @@ def test_aarch64_gives_the_same_bits(aarch64, make_matrix, name, isa):
     check(aarch64, make_matrix, name, (16, 131), isa=isa, group_size=20)
 
 
+STRUCTURED = [
+    ("nm4", "2:4", 0.5), ("nm4", "1:4", 0.75), ("n64", "8:64", 0.875), ("n64", "32:64", 0.5),
+    ("n64", "56:64", 0.125), ("column16", "16x1", 0.5), ("column16", "16x1", 0.95),
+    ("block16x8", "16x8", 0.5), ("block16x8", "32x16", 0.95),
+]  # fmt: skip
+
+
+# Groups that the vector loops take, that only the decoding ones do, and of no whole quads.
+@pytest.mark.parametrize(
+    ("shape", "group_size"),
+    [((1, 1), 128), ((17, 129), 32), ((40, 1000), 128), ((33, 200), 24), ((16, 256), 12),
+     ((20, 2000), 100_000), ((37, 300), 7), ((3, 1500), 704)],
+)  # fmt: skip
+@pytest.mark.parametrize("case", STRUCTURED, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}")
+def test_host_structured(host, host_isa, make_structured, case, shape, group_size):
+    matrix, weights = make_structured(*case, shape, group_size=group_size)
+    compare(host, matrix, weights, isa=host_isa, batch=3)
+
+
+@pytest.mark.parametrize("isa", ["scalar", "neon", "dotprod"])
+@pytest.mark.parametrize("case", STRUCTURED, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}")
+def test_aarch64_structured_gives_the_same_bits(aarch64, make_structured, case, isa):
+    for shape, group_size in (((37, 300), 128), ((16, 1100), 100_000), ((5, 131), 20)):
+        matrix, weights = make_structured(*case, shape, group_size=group_size)
+        compare(aarch64, matrix, weights, isa=isa, batch=2)
+
+
 @pytest.mark.parametrize(("name", "group_size"), [("bitmask16", 0), ("bitmask3", 7), ("dense8", 9)])
 def test_float32_of_any_group_size(host, host_isa, make_matrix, name, group_size):
     matrix, weights = make_matrix(name, 20, 50, group_size=group_size)
@@ -174,13 +219,19 @@ def test_tiny_and_huge_activations(host, host_isa, make_matrix, value):
 def test_damaged_packs_are_refused_or_harmless(host, make_matrix, name):
     """Guard pages turn any access outside of a buffer into a crash, which fails the test."""
     matrix, _ = make_matrix(name, 20, 150)
-    x = activations_for((1, 150))
+    damage(host, matrix, Activations.FLOAT32, "scalar")
+
+
+@pytest.mark.parametrize("case", STRUCTURED[::2], ids=lambda case: f"{case[0]}-{case[1]}")
+def test_damaged_structured_packs_are_refused_or_harmless(host, host_isa, make_structured, case):
+    matrix, _ = make_structured(*case, (20, 150), group_size=128)
+    damage(host, matrix, Activations.INT8, host_isa)
+
+
+def damage(host, matrix, activations, isa):
+    x = activations_for((1, matrix.columns))
     rng = np.random.default_rng(0)
-    buffers = {
-        key: getattr(matrix, key).tobytes()
-        for key in ("mask", "offsets", "codes", "offsets_high", "codes_high", "scales")
-        if getattr(matrix, key).size
-    }
+    buffers = {key: data for key, data in buffers_of(matrix).items() if data}
     for turn in range(60):
         key = list(buffers)[turn % len(buffers)]
         data = bytearray(buffers[key])
@@ -190,4 +241,4 @@ def test_damaged_packs_are_refused_or_harmless(host, make_matrix, name):
             data[rng.integers(len(data))] ^= 1 << rng.integers(8)
         else:
             data = bytearray(rng.bytes(len(data)))
-        host(matrix, x, activations=Activations.FLOAT32, isa="scalar", mutate={key: bytes(data)})
+        host(matrix, x, activations=activations, isa=isa, mutate={key: bytes(data)})

@@ -8,10 +8,6 @@ from edgesparse_kernels import activations, reference
 from edgesparse_kernels import matmul as kernels
 from edgesparse_kernels.activations import Activations
 
-from edgesparse.formats.operand import open_matrix
-from edgesparse.packed import FORMATS, Codes
-from edgesparse.pattern import Pattern
-
 CASES = [
     ("nm4", "2:4", 0.5), ("n64", "16:64", 0.75), ("n64", "8:64", 0.875), ("n64", "56:64", 0.125),
     ("column16", "16x1", 0.5), ("column16", "16x1", 0.95), ("block16x8", "16x8", 0.5),
@@ -22,8 +18,7 @@ SHAPES = [(1, 1), (17, 129), (33, 5), (64, 300), (40, 1000), (3, 65_700)]
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}")
 def case(request):
-    name, text, sparsity = request.param
-    return FORMATS.get(name), Pattern.parse(text, sparsity=sparsity)
+    return request.param
 
 
 @pytest.fixture(params=["generic", "avx512"])
@@ -35,34 +30,10 @@ def isa(request, monkeypatch):
     monkeypatch.setenv("EDGESPARSE_ISA", request.param)
 
 
-def draw(layout, pattern, shape, group_size):
-    rng = np.random.default_rng(0)
-    rows, columns = shape
-    if pattern.n_of_m:
-        keep, of = pattern.n_of_m
-        groups = -(-columns // of)
-        mask = (rng.random((rows, groups, of)).argsort(axis=2) < keep).reshape(rows, groups * of)
-    else:
-        height, width = pattern.block
-        mask = rng.random((-(-rows // height), -(-columns // width))) >= pattern.sparsity
-        mask = mask.repeat(height, 0).repeat(width, 1)[:rows]
-    mask = mask[:, :columns].copy()
-    codes = Codes(
-        values=(rng.integers(-8, 8, shape) * mask).astype(np.int8),
-        scales=(rng.integers(128, 256, (rows, -(-columns // group_size))) / 4096).astype(
-            np.float16
-        ),
-        keep_mask=mask,
-        bits=4,
-        group_size=group_size,
-    )
-    return open_matrix(layout.pack(codes, pattern=pattern)), codes.decode()
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("group_size", [20, 128, 256, 100_000])
-def test_products(isa, case, shape, group_size):
-    matrix, weights = draw(*case, shape, group_size)
+def test_products(isa, make_structured, case, shape, group_size):
+    matrix, weights = make_structured(*case, shape, group_size=group_size)
     assert np.array_equal(reference.decode(matrix), weights)
     for batch in (1, 3):
         x = np.random.default_rng(1).standard_normal((batch, shape[1])).astype(np.float32)
@@ -79,8 +50,8 @@ def test_products(isa, case, shape, group_size):
         assert np.allclose(out, x.astype(np.float64) @ weights.T, rtol=1e-4, atol=1e-3)
 
 
-def test_rows_and_threads(case):
-    matrix, weights = draw(*case, (70, 300), 128)
+def test_rows_and_threads(make_structured, case):
+    matrix, weights = make_structured(*case, (70, 300), group_size=128)
     rows = np.array([69, 0, 16], np.int64)
     out = np.empty((3, 300), np.float32)
     kernels.embedding(rows, matrix, out=out)

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from edgesparse.errors import UsageError
-from edgesparse.packed import PackedTensor
+from edgesparse.packed import SYMMETRIC, PackedTensor
 
 if TYPE_CHECKING:
     import torch
@@ -155,23 +155,17 @@ def _automatic(packed: PackedTensor, kinds: list[str]) -> str:
 
 
 def _form(packed: PackedTensor, kind: str, choice: str) -> tuple[Form, str]:
+    if packed.spec.scheme != SYMMETRIC:
+        return Form.FLOAT32, f"neither XNNPACK nor our operators take {packed.spec.scheme} codes"
     if kind == "other":
         return Form.FLOAT32, "neither a plain linear, embedding nor 1x1 convolution"
     if choice == "packed":
-        return Form.PACKED, _relaid(packed)
+        return Form.PACKED, ""
     if choice == "float32":
         return Form.FLOAT32, ""
     if kind == "pointwise":
         return Form.FLOAT32, "XNNPACK has no 4-bit convolutions"
     return _xnnpack(packed, kind)
-
-
-def _relaid(packed: PackedTensor) -> str:
-    """Say when a structured layout becomes a bitmask, which the native kernels compute from."""
-    name = packed.spec.name
-    if name.startswith(("dense", "bitmask")):
-        return ""
-    return f"{name} laid out as bitmask{packed.spec.bits}, the same numbers"
 
 
 def _xnnpack(packed: PackedTensor, kind: str) -> tuple[Form, str]:

@@ -21,9 +21,6 @@ from edgesparse_converters.executorch.arithmetic import packed_linear
 LINEAR = "edgesparse::linear.activations_out"
 EMBEDDING = "edgesparse::embedding.out"
 
-KERNEL_LAYOUTS = ("dense", "bitmask")
-"""Beginnings of the names of the layouts that the native kernels compute from."""
-
 _WEIGHT = "Tensor[] buffers, str format, SymInt[] shape, SymInt group_size"
 _library = torch.library.Library("edgesparse", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _name, _arguments in (
@@ -74,20 +71,12 @@ def _codes(buffers: Sequence[Tensor], name: str, shape: Sequence[int], group_siz
     return layout.unpack(PackedTensor(spec=spec, shape=tuple(shape), buffers=arrays))
 
 
-def for_kernels(packed: PackedTensor) -> PackedTensor:
-    """Return ``packed``, laid out as a bitmask if the native kernels do not know its layout."""
-    if packed.spec.name.startswith(KERNEL_LAYOUTS):
-        return packed
-    layout = FORMATS.get(f"bitmask{packed.spec.bits}")
-    return layout.pack(packed.codes, pattern=packed.spec.pattern)
-
-
 class _Packed(nn.Module):
     """A packed weight, its bytes as buffers of the module: constants of the program."""
 
     def __init__(self, packed: PackedTensor) -> None:
         super().__init__()
-        own: PackedArguments = packed_arguments(for_kernels(packed))
+        own: PackedArguments = packed_arguments(packed)
         self.format, self.shape, self.group_size = own.format, own.shape, own.group_size
         self.names = [f"packed_{i}" for i in range(len(own.buffers))]
         for name, buffer in zip(self.names, own.buffers, strict=True):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import edgesparse as es
 from edgesparse.budget import Budget
 from edgesparse.errors import MissingTool
 from edgesparse.exporting import Artifact, export
+from edgesparse.formats.choice import candidates
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.packed import FORMATS, Codes, PackedTensor, matrix_shape
-from edgesparse.pattern import Pattern
+from edgesparse.pattern import DENSE, Pattern
 from edgesparse.planner.types import Plan
+from edgesparse.prune.masks import keep_highest
 
 Pack = Callable[..., PackedTensor]
 Compress = Callable[..., CompressedModel]
@@ -42,12 +45,12 @@ def _skipped_without_compiler() -> Generator[None, object, object]:
         pytest.skip(str(error))
 
 
-def make_codes(weight: Tensor, *, bits: int, group_size: int, sparsity: float) -> Codes:
+def make_codes(weight: Tensor, *, bits: int, group_size: int, pattern: Pattern) -> Codes:
     """Magnitude pruning and rounding on scales that bfloat16 holds: a solver in ten lines."""
     rows, columns = matrix_shape(tuple(weight.shape))
     group = group_size or columns
     matrix = weight.detach().float().reshape(rows, columns)
-    keep = matrix.abs() >= torch.quantile(matrix.abs().flatten()[:100_000], sparsity)
+    keep = keep_highest(matrix.abs(), pattern)
     if bits == 16:
         values = torch.where(keep, matrix, 0).half().numpy().reshape(weight.shape)
         mask = keep.numpy().reshape(weight.shape)
@@ -69,15 +72,23 @@ def make_codes(weight: Tensor, *, bits: int, group_size: int, sparsity: float) -
 
 
 def pack(
-    weight: Tensor, *, bits: int = 4, group_size: int = 32, sparsity: float = 0.0
+    weight: Tensor,
+    *,
+    bits: int = 4,
+    group_size: int = 32,
+    sparsity: float = 0.0,
+    pattern: str = "unstructured",
 ) -> PackedTensor:
-    codes = make_codes(weight, bits=bits, group_size=group_size, sparsity=sparsity)
-    name = f"bitmask{bits}" if sparsity or bits == 16 else f"dense{bits}"
-    return FORMATS.get(name).pack(codes, pattern=Pattern(sparsity=sparsity))
+    masks = Pattern.parse(pattern, sparsity=sparsity) if sparsity else DENSE
+    codes = make_codes(weight, bits=bits, group_size=group_size, pattern=masks)
+    name = candidates(masks, bits=bits)[0] if masks.n_of_m or masks.block != (1, 1) else (
+        f"bitmask{bits}" if sparsity or bits == 16 else f"dense{bits}"
+    )  # fmt: skip
+    return FORMATS.get(name).pack(codes, pattern=masks)
 
 
 def compress_by_hand(
-    captured: CapturedModel, options: Mapping[str, Mapping[str, float]]
+    captured: CapturedModel, options: Mapping[str, Mapping[str, Any]]
 ) -> CompressedModel:
     """Pack the named tensors, ``name -> keywords of pack``; keep the others."""
     weights = captured.weights()
@@ -92,7 +103,7 @@ def compress() -> Compress:
     """``compress(module, inputs, name=dict(bits=…))`` without calibration."""
 
     def make(
-        module: nn.Module, inputs: Mapping[str, Tensor], **options: Mapping[str, float]
+        module: nn.Module, inputs: Mapping[str, Tensor], **options: Mapping[str, Any]
     ) -> CompressedModel:
         captured = es.load(module.eval(), example_inputs=dict(inputs))
         return compress_by_hand(captured, {k.replace("__", "."): v for k, v in options.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,14 @@ import pytest
 import torch
 from edgesparse_converters.executorch.arithmetic import PackedReference, packed_linear
 from edgesparse_converters.executorch.assemble import build_module
-from edgesparse_converters.executorch.lowering import plan_uses
-from edgesparse_converters.executorch.operators import for_kernels
+from edgesparse_converters.executorch.lowering import Form, plan_uses
 from torch import Tensor, nn
 
 from edgesparse.errors import UsageError
 from edgesparse.exporting import export, validate
 from edgesparse.model import CompressedModel
 from edgesparse.packed import FORMATS, Codes
-from edgesparse.pattern import Pattern
+from edgesparse.pattern import DENSE
 
 Compress = Callable[..., CompressedModel]
 
@@ -32,6 +32,10 @@ LAYERS = {
     "bitmask4": {"bits": 4, "group_size": 32, "sparsity": 0.7},
     "bitmask8": {"bits": 8, "group_size": 32, "sparsity": 0.9},
     "bitmask16": {"bits": 16, "sparsity": 0.5},
+    "nm4": {"group_size": 32, "sparsity": 0.5, "pattern": "2:4"},
+    "n64": {"group_size": 128, "sparsity": 0.75, "pattern": "16:64"},
+    "column16": {"group_size": 64, "sparsity": 0.5, "pattern": "16x1"},
+    "block16x8": {"group_size": 128, "sparsity": 0.5, "pattern": "16x8"},
 }
 ROWS, COLUMNS = 37, 200
 
@@ -110,20 +114,22 @@ def test_digits_by_hand(layers: CompressedModel) -> None:
     assert y.tolist() == [[(127 - 2 - 4) * 0.5 + 10]]
 
 
-def test_a_structured_layout_becomes_a_bitmask_with_the_same_numbers() -> None:
-    generator = np.random.default_rng(0)
-    keep = np.tile([True, False, True, False], (32, 32))
-    values = (generator.integers(-8, 8, keep.shape) * keep).astype(np.int8)
+def test_codes_of_another_scheme_are_decoded_and_it_is_said(compress: Compress) -> None:
+    """Our operators would read asymmetric codes without their zero points."""
+    linear = nn.Sequential(nn.Linear(64, 32, bias=False))
+    model = compress(linear, {"input": torch.randn(1, 64)})
+    weight = model.captured.weights()["0.weight"].numpy()
     codes = Codes(
-        values=values, scales=np.full((32, 1), 0.25, np.float16), keep_mask=keep, bits=4,
-        group_size=128,
+        values=np.zeros(weight.shape, np.int8), scales=np.ones((32, 2), np.float16),
+        keep_mask=np.ones(weight.shape, bool), bits=4, group_size=32,
+        zeros=np.full((32, 2), 3, np.int8),
     )  # fmt: skip
-    packed = FORMATS.get("nm4").pack(codes, pattern=Pattern(keep=2, of=4))
-    laid = for_kernels(packed)
-    assert laid.spec.name == "bitmask4"
-    assert np.array_equal(laid.codes.values, values)
-    assert np.array_equal(laid.codes.keep_mask, keep)
-    assert for_kernels(laid) is laid
+    packed = FORMATS.get("dense4").pack(codes, pattern=DENSE)
+    model = replace(model, packed={"0.weight": packed}, kept={})
+    for choice in ("auto", "packed", "xnnpack"):
+        uses = plan_uses(model, model.captured.skeleton(), choice)
+        assert [use.form for use in uses] == [Form.FLOAT32]
+        assert "asymmetric codes" in uses[0].reason
 
 
 def test_a_replaced_layer_keeps_its_sizes(layers: CompressedModel) -> None:

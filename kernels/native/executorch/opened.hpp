@@ -45,10 +45,10 @@ inline bool same(const edgesparse_pack& a, const edgesparse_pack& b) {
     return x.data == y.data && x.nbytes == y.nbytes;
   };
   return a.rows == b.rows && a.columns == b.columns && a.group_size == b.group_size &&
-         a.bits == b.bits && a.is_dense == b.is_dense && equal(a.mask, b.mask) &&
+         a.bits == b.bits && a.layout == b.layout && equal(a.mask, b.mask) &&
          equal(a.offsets, b.offsets) && equal(a.codes, b.codes) &&
          equal(a.offsets_high, b.offsets_high) && equal(a.codes_high, b.codes_high) &&
-         equal(a.scales, b.scales);
+         equal(a.scales, b.scales) && equal(a.index, b.index);
 }
 
 // Check `pack` unless it is known, and describe it in `matrix`; false when its buffers are wrong.

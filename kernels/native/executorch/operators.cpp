@@ -36,15 +36,28 @@ edgesparse_buffer buffer_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.nbytes()};
 }
 
+// The layout and the bits of a format's name, as in edgesparse/formats; false for another name.
+bool parse(std::string_view format, edgesparse_pack* pack) {
+  pack->bits = 4;
+  if (format == "nm4") pack->layout = EDGESPARSE_NM4;
+  else if (format == "n64") pack->layout = EDGESPARSE_N64;
+  else if (format == "column16") pack->layout = EDGESPARSE_COLUMN16;
+  else if (format == "block16x8") pack->layout = EDGESPARSE_BLOCK16X8;
+  else {
+    const bool is_dense = format.substr(0, 5) == "dense";
+    if (!is_dense && format.substr(0, 7) != "bitmask") return false;
+    const std::string_view bits = format.substr(is_dense ? 5 : 7);
+    pack->layout = is_dense ? EDGESPARSE_DENSE : EDGESPARSE_BITMASK;
+    pack->bits = bits == "16" ? 16 : bits.size() == 1 ? bits[0] - '0' : 0;
+  }
+  return true;
+}
+
 // Fill `pack` from an operator's arguments; false when their number or the format's name is wrong.
 bool describe(ArrayRef<Tensor> buffers, std::string_view format, ArrayRef<int64_t> shape,
               int64_t group_size, edgesparse_pack* pack) {
   *pack = {};
-  pack->is_dense = format.substr(0, 5) == "dense";
-  if (!pack->is_dense && format.substr(0, 7) != "bitmask") return false;
-  const std::string_view bits = format.substr(pack->is_dense ? 5 : 7);
-  pack->bits = bits == "16" ? 16 : bits.size() == 1 ? bits[0] - '0' : 0;
-  if (shape.empty()) return false;
+  if (!parse(format, pack) || shape.empty()) return false;
   pack->rows = shape[0];
   pack->columns = 1;
   for (size_t i = 1; i < shape.size(); ++i) {
@@ -58,10 +71,13 @@ bool describe(ArrayRef<Tensor> buffers, std::string_view format, ArrayRef<int64_
     if (next < buffers.size()) *into = buffer_of(buffers[next]);
     ++next;
   };
-  if (!pack->is_dense) take(&pack->mask);
-  if (!pack->is_dense) take(&pack->offsets);
+  const bool has_index = pack->layout == EDGESPARSE_NM4 || pack->layout == EDGESPARSE_N64;
+  const bool has_offsets = !has_index && pack->layout != EDGESPARSE_DENSE;
+  if (has_index) take(&pack->index);
+  if (has_offsets) take(&pack->mask);
+  if (has_offsets) take(&pack->offsets);
   take(&pack->codes);
-  if (pack->bits == 3 && !pack->is_dense) take(&pack->offsets_high);
+  if (pack->bits == 3 && has_offsets) take(&pack->offsets_high);
   if (pack->bits == 3) take(&pack->codes_high);
   if (pack->bits != 16) take(&pack->scales);
   return next == buffers.size();

@@ -5,7 +5,7 @@
 #include <immintrin.h>
 
 #include "expand_table.hpp"
-#include "tiles.hpp"
+#include "linear.hpp"
 
 namespace {
 namespace edgesparse {
@@ -20,6 +20,8 @@ struct Avx2 : Portable {
   struct Lanes {
     __m256i first, second;  // code + 8
   };
+  using Bytes = Lanes;
+  using Pair = Sums;
 
   static Lanes low(const uint8_t* codes) { return low_nibbles(load_bytes(codes)); }
   static Lanes high(const uint8_t* codes) { return high_nibbles(load_bytes(codes)); }
@@ -38,6 +40,58 @@ struct Avx2 : Portable {
   }
   static Sums total(const Sums& even, const Sums& odd) {
     return {_mm256_add_epi32(even.low, odd.low), _mm256_add_epi32(even.high, odd.high)};
+  }
+
+  static Bytes repeat4(const int8_t* x) {
+    const __m256i four = _mm256_set1_epi32(static_cast<int>(load_u32(u8(x))));
+    return {four, four};
+  }
+  template <int Octet>
+  static Bytes pick8(const int8_t* x, const Bytes& places) {
+    const __m256i eight = _mm256_set1_epi64x(static_cast<int64_t>(load_u64(u8(x))));
+    return {_mm256_shuffle_epi8(eight, in_octet<Octet>(places.first)),
+            _mm256_shuffle_epi8(eight, in_octet<Octet>(places.second))};
+  }
+  template <int Quarter>
+  static Bytes pick64(const int8_t* x, const uint8_t* index) {
+    const Bytes low = load_bytes(index + Quarter / 2 * kCell), high = load_bytes(index + 2 * kCell);
+    return {of_window(x, in_window<Quarter>(low.first, high.first)),
+            of_window(x, in_window<Quarter>(low.second, high.second))};
+  }
+  static void add_products(Pair& sums, const Lanes& low, const Bytes& first, const Lanes& high,
+                           const Bytes& second) {
+    sums.low = _mm256_add_epi32(sums.low, both(low.first, high.first, first.first, second.first));
+    sums.high =
+        _mm256_add_epi32(sums.high, both(low.second, high.second, first.second, second.second));
+  }
+  static Sums total(const Pair& sums) { return sums; }
+  static int64_t pack(const int8_t* x, int64_t count, uint64_t bits, int8_t* to) {
+    const int8_t* begin = to;
+    for (int64_t i = 0; i < count; i += 8, bits >>= 8) {
+      const unsigned mask = bits & 255;
+      const __m128i digits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + i));
+      const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPack.shuffle[mask]));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(digits, order));
+      to += kPack.count[mask];
+    }
+    return to - begin;
+  }
+  static int32_t offset_sum(const int8_t* x, int64_t count) {
+    __m256i sums = _mm256_setzero_si256();
+    for (int64_t i = 0; i < count; i += 32) {
+      const __m256i digits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+      sums = _mm256_add_epi32(sums, products(_mm256_set1_epi8(8), digits, 4));
+    }
+    alignas(32) int32_t each[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(each), sums);
+    int32_t total = 0;
+    for (const int32_t sum : each) total += sum;
+    return total;
+  }
+  static void halves(const uint8_t* from, float* to) {
+    const auto* at = reinterpret_cast<const __m128i*>(from);
+    _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(at)));
+    _mm256_storeu_ps(to + 8, _mm256_cvtph_ps(_mm_loadu_si128(at + 1)));
   }
 
   static void expand(const uint8_t* codes, uint64_t mask, int shift, int low, uint8_t* lanes) {
@@ -99,11 +153,51 @@ struct Avx2 : Portable {
     for (int i = 0; i < 8; ++i) _mm256_storeu_ps(totals + 8 * i, sums[i]);
   }
 
- private:
-  static Lanes load_bytes(const uint8_t* codes) {
+  static Bytes load_bytes(const uint8_t* codes) {
     const auto* at = reinterpret_cast<const __m256i*>(codes);
     return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
   }
+
+ private:
+  static const uint8_t* u8(const int8_t* x) { return reinterpret_cast<const uint8_t*>(x); }
+
+  // Bytes of the eight digits that the places of an octet mean.
+  template <int Octet>
+  static __m256i in_octet(__m256i places) {
+    const __m256i place = _mm256_and_si256(_mm256_srli_epi16(places, 2 * Octet), _mm256_set1_epi8(3));
+    return _mm256_or_si256(place, _mm256_set1_epi32(0x04040000));
+  }
+  template <int Quarter>
+  static __m256i in_window(__m256i low, __m256i high) {
+    constexpr int kUp = Quarter < 2 ? 4 - 2 * Quarter : 0, kDown = Quarter == 3 ? 2 : 0;
+    const __m256i low_bits =
+        _mm256_and_si256(_mm256_srli_epi16(low, Quarter % 2 * 4), _mm256_set1_epi8(15));
+    const __m256i high_bits = _mm256_and_si256(
+        _mm256_srli_epi16(_mm256_slli_epi16(high, kUp), kDown), _mm256_set1_epi8(0x30));
+    return _mm256_or_si256(low_bits, high_bits);
+  }
+  // Digits of a window of 64 by place: four tables of 16; a place of another table has bit 7 set.
+  static __m256i of_window(const int8_t* x, __m256i places) {
+    __m256i found = _mm256_setzero_si256();
+    for (int i = 0; i < 4; ++i) {
+      const __m256i table = _mm256_broadcastsi128_si256(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 16 * i)));
+      const __m256i own = _mm256_xor_si256(places, _mm256_set1_epi8(static_cast<char>(16 * i)));
+      const __m256i order = _mm256_adds_epu8(own, _mm256_set1_epi8(0x70));
+      found = _mm256_or_si256(found, _mm256_shuffle_epi8(table, order));
+    }
+    return found;
+  }
+  // Sums of four products of codes: the offset is taken off while they still fit in 16 bits.
+  static __m256i both(__m256i low, __m256i high, __m256i first, __m256i second) {
+    const __m256i eights = _mm256_set1_epi8(8);
+    const __m256i with = _mm256_add_epi16(_mm256_maddubs_epi16(low, first),
+                                          _mm256_maddubs_epi16(high, second));
+    const __m256i offset = _mm256_add_epi16(_mm256_maddubs_epi16(eights, first),
+                                            _mm256_maddubs_epi16(eights, second));
+    return _mm256_madd_epi16(_mm256_sub_epi16(with, offset), _mm256_set1_epi16(1));
+  }
+
   static Lanes expand_bytes(const uint8_t* codes, uint64_t mask) {
     const uint64_t before = running_popcounts(mask) << 8;
     __m128i parts[4];

@@ -4,7 +4,7 @@
 #if defined(__AVX512VBMI2__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #include <immintrin.h>
 
-#include "tiles.hpp"
+#include "linear.hpp"
 
 namespace {
 namespace edgesparse {
@@ -14,6 +14,10 @@ struct Avx512 : Portable {
   static constexpr bool kFused = true;
   using Sums = __m512i;
   using Lanes = __m512i;  // low: code + 8; high: 16 (code + 8)
+  using Bytes = __m512i;
+  struct Pair {
+    __m512i even, odd, minus;
+  };
 
   static Lanes low(const uint8_t* codes) {
     const __m512i nibbles = _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(15));
@@ -37,6 +41,55 @@ struct Avx512 : Portable {
   }
   static Sums total(Sums even, Sums odd) {
     return _mm512_add_epi32(even, _mm512_srai_epi32(odd, 4));
+  }
+
+  static Bytes load_bytes(const uint8_t* from) { return _mm512_loadu_si512(from); }
+  static Bytes repeat4(const int8_t* x) { return _mm512_set1_epi32(static_cast<int>(load_u32(u8(x)))); }
+  template <int Octet>
+  static Bytes pick8(const int8_t* x, Bytes places) {
+    const __m512i eight = _mm512_set1_epi64(static_cast<int64_t>(load_u64(u8(x))));
+    // (places & 3) | second quad
+    return _mm512_shuffle_epi8(
+        eight, _mm512_ternarylogic_epi32(_mm512_srli_epi16(places, 2 * Octet), _mm512_set1_epi8(3),
+                                         _mm512_set1_epi32(0x04040000), 0xEA));
+  }
+  template <int Quarter>
+  static Bytes pick64(const int8_t* x, const uint8_t* index) {
+    const __m512i low = _mm512_loadu_si512(index + Quarter / 2 * kCell);
+    const __m512i high = _mm512_loadu_si512(index + 2 * kCell);
+    constexpr int kUp = Quarter < 2 ? 4 - 2 * Quarter : 0, kDown = Quarter == 3 ? 2 : 0;
+    // The low 4 bits of one, the next 2 of the other; the permutation looks at no more.
+    return _mm512_permutexvar_epi8(
+        _mm512_ternarylogic_epi32(
+            _mm512_set1_epi8(15), _mm512_srli_epi16(low, Quarter % 2 * 4),
+            _mm512_srli_epi16(_mm512_slli_epi16(high, kUp), kDown), 0xCA),
+        _mm512_loadu_si512(x));
+  }
+  static void add_products(Pair& sums, Lanes low, Bytes first, Lanes high, Bytes second) {
+    const __m512i eights = _mm512_set1_epi8(8);
+    sums.even = _mm512_dpbusd_epi32(sums.even, low, first);
+    sums.odd = _mm512_dpbusd_epi32(sums.odd, high, second);
+    sums.minus = _mm512_dpbusd_epi32(sums.minus, eights, first);
+    sums.minus = _mm512_dpbusd_epi32(sums.minus, eights, second);
+  }
+  static Sums total(const Pair& sums) {
+    return _mm512_sub_epi32(total(sums.even, sums.odd), sums.minus);
+  }
+  static int64_t pack(const int8_t* x, int64_t count, uint64_t bits, int8_t* to) {
+    const __m512i digits = _mm512_maskz_loadu_epi8(~uint64_t{0} >> (64 - count), x);
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi8(bits, digits));
+    return popcount(bits);
+  }
+  static int32_t offset_sum(const int8_t* x, int64_t count) {
+    __m512i sums = _mm512_setzero_si512();
+    for (int64_t i = 0; i < count; i += kCell)
+      sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(8), _mm512_loadu_si512(x + i));
+    return _mm512_reduce_add_epi32(sums);
+  }
+  static void halves(const uint8_t* from, float* to) {
+    __m256i words;
+    std::memcpy(&words, from, sizeof words);
+    _mm512_storeu_ps(to, _mm512_cvtph_ps(words));
   }
 
   static void expand(const uint8_t* codes, uint64_t mask, int shift, int low, uint8_t* lanes) {
@@ -82,6 +135,9 @@ struct Avx512 : Portable {
     }
     for (int i = 0; i < 4; ++i) _mm512_storeu_ps(totals + 16 * i, sums[i]);
   }
+
+ private:
+  static const uint8_t* u8(const int8_t* x) { return reinterpret_cast<const uint8_t*>(x); }
 };
 
 }  // namespace edgesparse

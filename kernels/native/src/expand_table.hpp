@@ -1,4 +1,4 @@
-// Expanding bytes by mask without an instruction for it: a table of shuffles for 8 lanes at a time.
+// Expanding and packing bytes by mask without an instruction for it: tables of shuffles, 8 at a time.
 #pragma once
 
 #include <array>
@@ -22,6 +22,24 @@ struct ExpandTable {
 };
 
 constexpr ExpandTable kExpand;
+
+struct PackTable {
+  // Byte i of shuffle[m]: the i-th lane whose bit is set, or 0x80; count[m]: how many there are.
+  alignas(64) uint8_t shuffle[256][8];
+  uint8_t count[256];
+
+  constexpr PackTable() : shuffle(), count() {
+    for (int mask = 0; mask < 256; ++mask) {
+      uint8_t next = 0;
+      for (uint8_t lane = 0; lane < 8; ++lane)
+        if (mask >> lane & 1) shuffle[mask][next++] = lane;
+      count[mask] = next;
+      while (next < 8) shuffle[mask][next++] = 0x80;
+    }
+  }
+};
+
+constexpr PackTable kPack;
 
 // Byte i: how many bits are set in the bytes 0 to i of `mask`.
 inline uint64_t running_popcounts(uint64_t mask) {

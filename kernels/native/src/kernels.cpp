@@ -1,4 +1,4 @@
-// The C interface: checks, preparation of activations, and the choice of instruction set.
+// The C interface, but for opening: preparation of activations, and the choice of instruction set.
 #include "edgesparse/kernels.h"
 
 #include <atomic>
@@ -17,49 +17,6 @@ namespace {
 
 using namespace edgesparse;
 using edgesparse_native::TileKernel;
-
-constexpr int64_t kMaxElements = int64_t{1} << 40;  // so that no product below overflows
-
-int64_t aligned(int64_t nbytes) { return (nbytes + 63) / 64 * 64; }
-
-bool has(const edgesparse_buffer& buffer, int64_t nbytes) {
-  return buffer.nbytes >= static_cast<uint64_t>(nbytes) && (nbytes == 0 || buffer.data != nullptr);
-}
-
-const uint8_t* bytes(const edgesparse_buffer& buffer) {
-  return static_cast<const uint8_t*>(buffer.data);
-}
-
-// Whether the offsets of a plane follow from the mask and the codes are as long as they say.
-bool check_plane(const edgesparse_matrix& matrix, int width, const edgesparse_buffer& offsets,
-                 const edgesparse_buffer& codes) {
-  const int count = streams(width);
-  if (matrix.is_dense) return has(codes, matrix.tiles * matrix.quads * kCell / count);
-  if (!has(offsets, aligned(4 * (matrix.tiles + 1)))) return false;
-  int64_t end = 0;
-  for (int64_t tile = 0; tile < matrix.tiles; ++tile) {
-    if (load_u32(bytes(offsets) + 4 * tile) != end) return false;
-    int64_t lengths[8] = {};
-    for (int64_t quad = 0; quad < matrix.quads; ++quad)
-      lengths[quad % count] += popcount(cell_mask(matrix, tile, quad));
-    int64_t longest = 0;
-    for (int j = 0; j < count; ++j) longest = lengths[j] > longest ? lengths[j] : longest;
-    end += longest * (width == 16 ? 2 : 1);
-    if (end > UINT32_MAX) return false;
-  }
-  return load_u32(bytes(offsets) + 4 * matrix.tiles) == end && has(codes, aligned(end) + kSlack);
-}
-
-bool check_scales(const edgesparse_matrix& matrix, const edgesparse_buffer& scales) {
-  const int64_t count = matrix.tiles * matrix.groups * kTileRows;
-  if (!has(scales, 2 * count)) return false;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint16_t half = load_u16(bytes(scales) + 2 * i);
-    const bool real = i / kTileRows / matrix.groups * kTileRows + i % kTileRows < matrix.rows;
-    if (real ? half == 0 || half >= 0x7C00 : half != 0) return false;
-  }
-  return true;
-}
 
 // Largest magnitude of a group, or -1 when a value is not finite. Magnitudes are compared by their
 // bits, which order 0 < finite < infinity < NaN; and a loop of integers is one compilers vectorise.
@@ -127,7 +84,8 @@ TileKernel kernel_of(edgesparse_isa isa) {
                  ? edgesparse_native::avx2_kernel() : nullptr;
     case EDGESPARSE_AVX512:
       return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                     __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni")
+                     __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+                     __builtin_cpu_supports("avx512vnni")
                  ? edgesparse_native::avx512_kernel() : nullptr;
 #endif
 #if defined(__aarch64__)
@@ -165,41 +123,6 @@ edgesparse_isa edgesparse_current_isa(void) {
 edgesparse_status edgesparse_choose_isa(edgesparse_isa isa) {
   if (!kernel_of(isa)) return EDGESPARSE_UNSUPPORTED;
   chosen.store(isa, std::memory_order_relaxed);
-  return EDGESPARSE_OK;
-}
-
-edgesparse_status edgesparse_open(const edgesparse_pack* pack, edgesparse_matrix* matrix) {
-  if (!pack || !matrix) return EDGESPARSE_INVALID_ARGUMENT;
-  const int bits = pack->bits;
-  const bool known = bits == 2 || bits == 3 || bits == 4 || bits == 8 || (bits == 16 && !pack->is_dense);
-  if (!known || pack->rows < 0 || pack->columns < 0 || (bits == 16) != (pack->group_size == 0) ||
-      pack->group_size < 0)
-    return EDGESPARSE_INVALID_ARGUMENT;
-  if (pack->rows > kMaxElements || pack->columns > kMaxElements ||
-      (pack->columns && pack->rows > kMaxElements / pack->columns))
-    return EDGESPARSE_CORRUPT_PACK;
-  edgesparse_matrix m = {};
-  m.rows = pack->rows;
-  m.columns = pack->columns;
-  m.bits = bits;
-  m.is_dense = pack->is_dense != 0;
-  m.tiles = (m.rows + kTileRows - 1) / kTileRows;
-  m.quads = (m.columns + 127) / 128 * 32;
-  m.groups = m.columns && bits != 16 ? (m.columns - 1) / pack->group_size + 1 : 0;
-  // One scale a row is one group of whole quads, whatever the number of columns.
-  m.group_size = pack->group_size >= m.columns && bits != 16 ? m.quads * kQuad : pack->group_size;
-  m.mask = bytes(pack->mask);
-  m.offsets = bytes(pack->offsets);
-  m.codes = bytes(pack->codes);
-  m.offsets_high = bytes(pack->offsets_high);
-  m.codes_high = bytes(pack->codes_high);
-  m.scales = bytes(pack->scales);
-  const bool good = (m.is_dense || has(pack->mask, 8 * m.tiles * m.quads)) &&
-                    check_plane(m, low_width(m), pack->offsets, pack->codes) &&
-                    (bits != 3 || check_plane(m, 1, pack->offsets_high, pack->codes_high)) &&
-                    (bits == 16 || check_scales(m, pack->scales));
-  if (!good) return EDGESPARSE_CORRUPT_PACK;
-  *matrix = m;
   return EDGESPARSE_OK;
 }
 

@@ -56,16 +56,23 @@ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 // Streams that share the bytes of a plane of `width` bits.
 inline int streams(int width) { return width >= 8 ? 1 : 8 / width; }
 
+inline bool is_dense(const edgesparse_matrix& matrix) { return matrix.layout == EDGESPARSE_DENSE; }
+
+// Whether the layout is for masks of one shape: see structured.hpp.
+inline bool is_structured(const edgesparse_matrix& matrix) {
+  return matrix.layout >= EDGESPARSE_NM4;
+}
+
 // Mask word of a cell; all ones in the dense layout.
 inline uint64_t cell_mask(const edgesparse_matrix& matrix, int64_t tile, int64_t quad) {
-  return matrix.is_dense ? ~uint64_t{0} : load_u64(matrix.mask + 8 * (tile * matrix.quads + quad));
+  return is_dense(matrix) ? ~uint64_t{0} : load_u64(matrix.mask + 8 * (tile * matrix.quads + quad));
 }
 
 // First byte of a tile in the plane of `width` bits.
 inline const uint8_t* tile_begin(const edgesparse_matrix& matrix, int64_t tile, int width,
                                  bool high) {
   const uint8_t* codes = high ? matrix.codes_high : matrix.codes;
-  if (matrix.is_dense) return codes + tile * (kCell * matrix.quads / streams(width));
+  if (is_dense(matrix)) return codes + tile * (kCell * matrix.quads / streams(width));
   return codes + load_u32((high ? matrix.offsets_high : matrix.offsets) + 4 * tile);
 }
 

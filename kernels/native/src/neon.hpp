@@ -4,7 +4,7 @@
 #include <arm_neon.h>
 
 #include "expand_table.hpp"
-#include "tiles.hpp"
+#include "linear.hpp"
 
 namespace {
 namespace edgesparse {
@@ -18,6 +18,13 @@ struct Neon : Portable {
   };
   struct Lanes {
     int8x16_t part[4];  // 16 times the code, which costs one instruction and no sign extension
+  };
+
+  struct Bytes {
+    uint8x16_t part[4];
+  };
+  struct Pair {
+    Sums even, odd;
   };
 
   static Lanes low(const uint8_t* codes) {
@@ -58,6 +65,69 @@ struct Neon : Portable {
     for (int i = 0; i < 4; ++i)
       sums.four[i] = vshrq_n_s32(vaddq_s32(even.four[i], odd.four[i]), 4);
     return sums;
+  }
+
+  static Bytes load_bytes(const uint8_t* from) {
+    Bytes bytes;
+    for (int i = 0; i < 4; ++i) bytes.part[i] = vld1q_u8(from + 16 * i);
+    return bytes;
+  }
+  static Bytes repeat4(const int8_t* x) {
+    const uint8x16_t four =
+        vreinterpretq_u8_u32(vdupq_n_u32(load_u32(reinterpret_cast<const uint8_t*>(x))));
+    return {{four, four, four, four}};
+  }
+  template <int Octet>
+  static Bytes pick8(const int8_t* x, const Bytes& places) {
+    const uint8x16_t eight =
+        vreinterpretq_u8_u64(vdupq_n_u64(load_u64(reinterpret_cast<const uint8_t*>(x))));
+    const uint8x16_t second = vreinterpretq_u8_u32(vdupq_n_u32(0x04040000));
+    Bytes picked;
+    for (int i = 0; i < 4; ++i) {
+      const uint8x16_t place = vandq_u8(down<2 * Octet>(places.part[i]), vdupq_n_u8(3));
+      picked.part[i] = vqtbl1q_u8(eight, vorrq_u8(place, second));
+    }
+    return picked;
+  }
+  template <int Quarter>
+  static Bytes pick64(const int8_t* x, const uint8_t* index) {
+    constexpr int kUp = Quarter < 2 ? 4 - 2 * Quarter : 0, kDown = Quarter == 3 ? 2 : 0;
+    const auto* at = reinterpret_cast<const uint8_t*>(x);
+    const uint8x16x4_t window = {
+        {vld1q_u8(at), vld1q_u8(at + 16), vld1q_u8(at + 32), vld1q_u8(at + 48)}};
+    Bytes picked;
+    for (int i = 0; i < 4; ++i) {
+      const uint8x16_t low = vld1q_u8(index + Quarter / 2 * kCell + 16 * i);
+      const uint8x16_t high = down<kDown>(vshlq_n_u8(vld1q_u8(index + 2 * kCell + 16 * i), kUp));
+      const uint8x16_t place = vorrq_u8(vandq_u8(down<Quarter % 2 * 4>(low), vdupq_n_u8(15)),
+                                        vandq_u8(high, vdupq_n_u8(0x30)));
+      picked.part[i] = vqtbl4q_u8(window, place);
+    }
+    return picked;
+  }
+  static void add_products(Pair& sums, const Lanes& low, const Bytes& first, const Lanes& high,
+                           const Bytes& second) {
+    for (int i = 0; i < 4; ++i) {
+      sums.even.four[i] =
+          multiply_add(sums.even.four[i], low.part[i], vreinterpretq_s8_u8(first.part[i]));
+      sums.odd.four[i] =
+          multiply_add(sums.odd.four[i], high.part[i], vreinterpretq_s8_u8(second.part[i]));
+    }
+  }
+  static Sums total(const Pair& sums) { return total(sums.even, sums.odd); }
+  static int64_t pack(const int8_t* x, int64_t count, uint64_t bits, int8_t* to) {
+    const int8_t* begin = to;
+    for (int64_t i = 0; i < count; i += 8, bits >>= 8) {
+      const unsigned mask = bits & 255;
+      vst1_s8(to, vtbl1_s8(vld1_s8(x + i), vreinterpret_s8_u8(vld1_u8(kPack.shuffle[mask]))));
+      to += kPack.count[mask];
+    }
+    return to - begin;
+  }
+  static int32_t offset_sum(const int8_t*, int64_t) { return 0; }
+  static void halves(const uint8_t* from, float* to) {
+    for (int i = 0; i < 4; ++i)
+      vst1q_f32(to + 4 * i, vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(from + 8 * i))));
   }
 
   static void expand(const uint8_t* codes, uint64_t mask, int shift, int low, uint8_t* lanes) {
@@ -108,6 +178,12 @@ struct Neon : Portable {
   }
 
  private:
+  template <int Bits>
+  static uint8x16_t down(uint8x16_t bytes) {
+    if constexpr (Bits == 0) return bytes;
+    else return vshrq_n_u8(bytes, Bits);
+  }
+
   // Four sums, each plus four products.
   static int32x4_t multiply_add(int32x4_t sums, int8x16_t codes, int8x16_t digits) {
 #if defined(__ARM_FEATURE_DOTPROD)

@@ -1,14 +1,29 @@
 // One row at a time, for any bits and any group size: the embedding, and products nothing else fits.
 #pragma once
 
+#include "structured.hpp"
 #include "workspace.hpp"
 
 namespace {
 namespace edgesparse {
 
+// Call `store(column, nibble)` with the code of every column of a row of a structured layout.
+template <class Store>
+void row_windows(const edgesparse_matrix& matrix, int64_t row, Store store) {
+  const int64_t r = row % kTileRows;
+  uint8_t lanes[kWindowLanes];
+  WindowReader reader(matrix, row / kTileRows, r, r + 1);
+  for (int64_t quad = 0; quad < matrix.quads; ++quad) {
+    if (quad % kWindowQuads == 0) reader.next(lanes);
+    const uint8_t* codes = lanes + kCell * (quad % kWindowQuads) + kQuad * r;
+    for (int64_t c = 0; c < kQuad; ++c) store(kQuad * quad + c, codes[c]);
+  }
+}
+
 // Call `store(column, word)` with the code of every column of a row, one plane at a time.
 template <class Store>
 void row_plane(const edgesparse_matrix& matrix, int64_t row, int width, bool high, Store store) {
+  if (is_structured(matrix)) return row_windows(matrix, row, store);
   const int64_t tile = row / kTileRows;
   const int lane = static_cast<int>(kQuad * (row % kTileRows));
   const uint64_t before = (uint64_t{1} << lane) - 1;

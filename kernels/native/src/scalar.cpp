@@ -1,6 +1,6 @@
 // Any processor.
 #include "dispatch.hpp"
-#include "tiles.hpp"
+#include "linear.hpp"
 
 namespace edgesparse_native {
 TileKernel scalar_kernel() { return edgesparse::linear_tiles<edgesparse::Portable>; }

@@ -1,8 +1,8 @@
 // Run one case from standard input and write its floats to standard output, so that the kernels can be
 // tried on another processor, or an emulated one, against results from here. Numbers are int64:
 //
-//   rows columns group_size bits is_dense batch activations isa count
-//   then mask offsets codes offsets_high codes_high scales, each its length and its bytes
+//   rows columns group_size bits layout batch activations isa count
+//   then mask offsets codes offsets_high codes_high scales index, each its length and its bytes
 //   then x [batch][columns] and `count` indices
 //
 // Output: out [batch][rows], then rows [count][columns]. Exit 2: refused.
@@ -58,13 +58,13 @@ int main() {
   pack.columns = number();
   pack.group_size = number();
   pack.bits = static_cast<int32_t>(number());
-  pack.is_dense = static_cast<int32_t>(number());
+  pack.layout = static_cast<int32_t>(number());
   const int64_t batch = number();
   const auto activations = static_cast<edgesparse_activations>(number());
   const auto isa = static_cast<edgesparse_isa>(number());
   const int64_t count = number();
   for (edgesparse_buffer* each : {&pack.mask, &pack.offsets, &pack.codes, &pack.offsets_high,
-                                  &pack.codes_high, &pack.scales})
+                                  &pack.codes_high, &pack.scales, &pack.index})
     *each = buffer();
 
   edgesparse_matrix matrix;

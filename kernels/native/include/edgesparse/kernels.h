@@ -1,6 +1,6 @@
 /* EdgeSparse kernels: compute from packed weights. C++17 inside, a plain C interface, no dependency.
  *
- * A matrix of N rows and K columns in the layouts of edgesparse/formats/{dense,bitmask}.md is opened
+ * A matrix of N rows and K columns in one of the layouts of edgesparse/formats/<name>.md is opened
  * once, which checks its bytes; after that no function reads or writes outside of the buffers given
  * to it. Nothing here allocates, keeps state between calls, throws, or starts a thread: the caller
  * divides the tiles among its own threads.
@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 /* Version of this interface; a change that breaks callers is a new one. */
-#define EDGESPARSE_ABI 1
+#define EDGESPARSE_ABI 2
 
 #define EDGESPARSE_TILE_ROWS 16
 
@@ -48,6 +48,16 @@ typedef enum edgesparse_isa {
   EDGESPARSE_DOTPROD = 4 /* NEON with the dot product instructions */
 } edgesparse_isa;
 
+/* The layouts, named as their byte maps are; all but the first two have 4-bit codes. */
+typedef enum edgesparse_layout {
+  EDGESPARSE_BITMASK = 0,
+  EDGESPARSE_DENSE = 1,
+  EDGESPARSE_NM4 = 2,
+  EDGESPARSE_N64 = 3,
+  EDGESPARSE_COLUMN16 = 4,
+  EDGESPARSE_BLOCK16X8 = 5
+} edgesparse_layout;
+
 typedef struct edgesparse_buffer {
   const void* data; /* any alignment */
   size_t nbytes;
@@ -59,20 +69,21 @@ typedef struct edgesparse_pack {
   int64_t columns;
   int64_t group_size; /* columns per scale; 0 with 16 bits */
   int32_t bits;       /* 2, 3, 4, 8, or 16 for float16 values */
-  int32_t is_dense;   /* 1: dense layout, no mask and offsets */
-  edgesparse_buffer mask;
+  int32_t layout;     /* an edgesparse_layout */
+  edgesparse_buffer mask; /* of column16 `columns`, of block16x8 `octets` */
   edgesparse_buffer offsets;
   edgesparse_buffer codes;
   edgesparse_buffer offsets_high;
   edgesparse_buffer codes_high;
   edgesparse_buffer scales;
+  edgesparse_buffer index;
 } edgesparse_pack;
 
 /* A checked pack. Points into its buffers, which must outlive it; fields are private. */
 typedef struct edgesparse_matrix {
   int64_t rows, columns, group_size, groups, quads, tiles;
-  int32_t bits, is_dense;
-  const uint8_t *mask, *offsets, *codes, *offsets_high, *codes_high, *scales;
+  int32_t bits, layout, of_64;
+  const uint8_t *mask, *offsets, *codes, *offsets_high, *codes_high, *scales, *index;
 } edgesparse_matrix;
 
 /* Check the buffers of a pack and describe it in `matrix`. Time: one pass over the mask. */
