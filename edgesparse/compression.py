@@ -2,15 +2,15 @@
 
 Every step works on a private copy in float32, its batch norms folded. What a solver chose is packed
 at once; the copy gets the decoded values, so that every later layer is solved on the inputs it will
-really have.
+really have. With a journal what is packed is durable and leaves memory; with a memory limit the
+copy is never whole.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,37 +18,20 @@ import torch
 from torch import Tensor, nn
 
 import edgesparse
-from edgesparse.batchnorm import fold
-from edgesparse.calibrate import Statistic, Statistics, calibrate, calibration_batches
-from edgesparse.calibrate.inputs import as_matrix
+from edgesparse.batchnorm import find_pairs, fold
+from edgesparse.calibrate import Resources, Statistic, calibrate, calibration_batches
 from edgesparse.calibrate.record import disable_cache
+from edgesparse.calibrate.team import Team
 from edgesparse.calibrate.windows import Batch, digest
 from edgesparse.errors import CalibrationError, UsageError
-from edgesparse.model import CapturedModel, CompressedModel
-from edgesparse.packed import FORMATS, Codes, PackedTensor
+from edgesparse.footprint import Footprint, fit_in_memory, peak_nbytes
+from edgesparse.journal import Journal, identity
+from edgesparse.layers import LayerRun, Progress, module_of
+from edgesparse.model import CapturedModel, CompressedModel, TensorKind
 from edgesparse.planner import Plan, TensorPlan
-from edgesparse.solve import needs_of, solve_tensor
+from edgesparse.solve import needs_of
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """One tensor done.
-
-    Attributes:
-        done: Tensors done, this one included.
-        total: Tensors to do.
-        name: The tensor.
-        error: Its measured relative output error.
-        seconds: Since the start.
-    """
-
-    done: int
-    total: int
-    name: str
-    error: float
-    seconds: float
+__all__ = ["Progress", "compress", "compress_dense_alternative"]
 
 
 def compress(
@@ -60,6 +43,9 @@ def compress(
     seed: int = 0,
     windows: int | None = None,
     window: int = 512,
+    journal: Path | None = None,
+    memory_limit: int | None = None,
+    team: Team | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> CompressedModel:
     """Prune, quantize and pack the tensors that ``plan`` names.
@@ -73,40 +59,108 @@ def compress(
         seed: Which windows of the calibration text.
         windows: Windows of tokens; None takes as many as the text holds, at most 256.
         window: Tokens in a window.
+        journal: Directory that keeps finished layers; those of an interrupted run of the same job
+            are gone on with. The result is read from there, so keep it until that is saved.
+        memory_limit: Bytes of memory that this process may hold; weights are then read block by
+            block, and activations beyond the limit lie on disk.
+        team: Processes that share the work, each with the same arguments; needs a journal that
+            all can reach. Every one returns the whole model.
         progress: Called after every tensor.
 
     Raises:
         CalibrationError: Missing or unusable calibration data, a weight or activation that is not
             finite; the message names the layer.
+        UsageError: A memory limit that cannot be kept, found before any work.
+        ResumeRefused: The journal is another job's.
+        DeviceError: Another process of the team is gone.
     """
-    started, where = time.monotonic(), _device(device)
+    started, where, team = time.monotonic(), _device(device), team or Team()
+    if team.size > 1 and journal is None:
+        raise UsageError("several processes need a journal: a directory that all of them can reach")
     todo = {p.tensor.name: p for p in plan.tensors if p.spec is not None}
-    model = captured.loader().float()
+    model = (captured.loader() if memory_limit is None else _streamable(captured)).float().eval()
     disable_cache(model)
-    _require_finite(model, todo)
-    folded = fold(model, captured, todo.keys()) if todo else {}
     needs = _needs_by_module(model, todo, measured=calibration is not None)
-    batches = _batches(captured, calibration, needs, device, seed, windows, window)
-    run = _Run(model, todo, progress, started)
-    if todo:
-        calibrate(model, batches, needs, run.solve, device=where)
-    stored = captured.weights()
-    kept = {t.name: stored[t.name] for t in captured.tensors if t.name not in run.packed} | folded
+    room = Footprint(batch_size=8 if where.type == "cpu" else 32)
+    if memory_limit is not None:
+        room = fit_in_memory(model, todo, needs, window, room.batch_size, memory_limit)
+    batches = _batches(captured, calibration, needs, room.batch_size, seed, windows, window)
+    run = LayerRun(captured, model, todo, team, progress, started)
+    run.require_finite()
+    folded = fold(model, captured, todo.keys()) if todo and memory_limit is None else {}
+    if journal is not None:
+        job = identity(
+            captured, plan, calibration=digest(batches),
+            options={"device": where.type, "batch_size": room.batch_size},
+        )  # fmt: skip
+        run.journal = _opened(journal, job, team)
+    try:
+        if todo:
+            resources = Resources(
+                device=where,
+                residence=run.residence(streamed=memory_limit is not None),
+                activations=room.activations(journal),
+                team=team,
+                is_finished=run.is_finished,
+            )
+            calibrate(model, batches, needs, run.solve, resources=resources)
+    finally:
+        if run.journal is not None:
+            run.journal.close()
     metadata = {
         "calibration": {"sha256": digest(batches), "samples": _samples(batches), "seed": seed},
         "tools": {"edgesparse": edgesparse.__version__, "torch": torch.__version__},
         "device": device,
         "seconds": round(time.monotonic() - started, 2),
     }
-    order = [t.name for t in captured.tensors if t.name in run.packed]
+    if memory_limit is not None:
+        metadata["memory"] = {"limit_nbytes": memory_limit, "peak_nbytes": peak_nbytes()}
+    return _result(captured, plan, run, folded, metadata)
+
+
+def _result(
+    captured: CapturedModel,
+    plan: Plan,
+    run: LayerRun,
+    folded: dict[str, Tensor],
+    metadata: Mapping[str, Any],
+) -> CompressedModel:
+    """Return what a run has done."""
+    stored = captured.weights()
+    kept = {t.name: stored[t.name] for t in captured.tensors if t.name not in run.errors} | folded
+    order = [t.name for t in captured.tensors if t.name in run.errors]
     return CompressedModel(
         captured=captured,
-        packed={name: run.packed[name] for name in order},
+        packed={name: run.packed(name) for name in order},
         kept=kept,
         plan=plan,
         errors={name: run.errors[name] for name in order},
         metadata=metadata,
     )
+
+
+def _streamable(captured: CapturedModel) -> nn.Module:
+    """Return the skeleton of a model whose weights can be read block by block.
+
+    Raises:
+        UsageError: They cannot.
+    """
+    why = ""
+    if getattr(captured.weights(), "is_converted", False):
+        why = "its files use other names than the model, and transformers converts them in memory"
+    elif find_pairs(captured):
+        why = "it has batch norms, which are folded in the whole model"
+    if why:
+        raise UsageError(f"{captured.name} cannot be streamed: {why}; run it without memory limit")
+    return captured.skeleton()
+
+
+def _opened(directory: Path, job: Mapping[str, Any], team: Team) -> Journal:
+    """Open the journal: first the process that writes it, then the others."""
+    if team.leads:
+        journal = Journal(directory, job)
+    team.agree(None)
+    return journal if team.leads else Journal(directory, job, writes=False)
 
 
 def compress_dense_alternative(
@@ -121,68 +175,6 @@ def compress_dense_alternative(
     return compress(captured, plan.dense_alternative, calibration, **options)
 
 
-@dataclass
-class _Run:
-    """The state of one ``compress``: what is packed so far."""
-
-    model: nn.Module
-    todo: Mapping[str, TensorPlan]
-    progress: Callable[[Progress], None] | None
-    started: float
-    packed: dict[str, PackedTensor] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.by_module = {_module_of(self.model, p): name for name, p in self.todo.items()}
-
-    def solve(self, modules: tuple[str, ...], statistics: Statistics) -> None:
-        """Solve the tensors of modules with common inputs and put the decoded values in place."""
-        for module in modules:
-            self._solve_one(self.by_module[module], statistics)
-
-    def _solve_one(self, name: str, statistics: Statistics) -> None:
-        planned = self.todo[name]
-        assert planned.rule is not None
-        assert planned.spec is not None
-        parameter = self.model.get_parameter(name)
-        weight = as_matrix(parameter.data)
-        codes = solve_tensor(name, weight, statistics, planned.rule, planned.spec)
-        decoded = torch.from_numpy(codes.decode()).to(weight.device)
-        self.errors[name] = statistics.output_error(weight, decoded)
-        self.packed[name] = FORMATS.get(planned.spec.name).pack(
-            _shaped(codes, planned.tensor.shape), pattern=planned.rule.pattern
-        )
-        parameter.data.copy_(decoded.reshape(parameter.shape))
-        if self.progress is not None:
-            self.progress(
-                Progress(
-                    done=len(self.packed),
-                    total=len(self.todo),
-                    name=name,
-                    error=self.errors[name],
-                    seconds=time.monotonic() - self.started,
-                )
-            )
-
-
-def _shaped(codes: Codes, shape: tuple[int, ...]) -> Codes:
-    """Return codes [N, K] in the weight's own shape."""
-    return Codes(
-        values=codes.values.reshape(shape),
-        scales=codes.scales,
-        keep_mask=codes.keep_mask.reshape(shape),
-        bits=codes.bits,
-        group_size=codes.group_size,
-    )
-
-
-def _module_of(model: nn.Module, planned: TensorPlan) -> str:
-    """Return the module whose inputs a tensor is solved on: a linear before an embedding."""
-    paths = [n.rpartition(".")[0] for n in (planned.tensor.name, *planned.tensor.aliases)]
-    linear = [p for p in paths if not isinstance(model.get_submodule(p), nn.Embedding)]
-    return (linear or paths)[0]
-
-
 def _needs_by_module(
     model: nn.Module, todo: Mapping[str, TensorPlan], *, measured: bool
 ) -> dict[str, frozenset[Statistic]]:
@@ -192,7 +184,11 @@ def _needs_by_module(
     for planned in todo.values():
         assert planned.rule is not None
         assert planned.spec is not None
-        needs[_module_of(model, planned)] = needs_of(planned.rule, planned.spec) | extra
+        wanted = needs_of(planned.rule, planned.spec) | extra
+        if planned.tensor.kind is TensorKind.EXPERT:
+            # Compressed and dense model may send other tokens here: their rows do not pair up.
+            wanted -= {Statistic.DENSE_TARGET}
+        needs[module_of(model, planned)] = wanted
     return needs
 
 
@@ -200,7 +196,7 @@ def _batches(
     captured: CapturedModel,
     calibration: object,
     needs: Mapping[str, frozenset[Statistic]],
-    device: str,
+    batch_size: int,
     seed: int,
     windows: int | None,
     window: int,
@@ -213,7 +209,7 @@ def _batches(
             windows=windows,
             window=window,
             seed=seed,
-            batch_size=8 if device == "cpu" else 32,
+            batch_size=batch_size,
         )
     asking = next((module for module, need in needs.items() if need), None)
     if asking is not None:
@@ -222,16 +218,6 @@ def _batches(
             "inputs, or use methods that need none (magnitude, rtn)"
         )
     return []
-
-
-def _require_finite(model: nn.Module, todo: Mapping[str, TensorPlan]) -> None:
-    """Refuse weights that are NaN or infinite."""
-    for name in todo:
-        wrong = int((~torch.isfinite(model.get_parameter(name))).sum())
-        if wrong:
-            raise CalibrationError(
-                f"{name}: {wrong} weights are NaN or infinite; the source model is damaged"
-            )
 
 
 def _device(name: str) -> torch.device:

@@ -3,7 +3,8 @@
 EdgesparseError                 something a user can act on; the CLI prints it without a traceback
 ├── UsageError        (exit 2)  the call itself is wrong
 │   ├── RecipeError             a rule or option that cannot mean anything
-│   └── UnknownName             a name no registry knows, with the nearest known ones
+│   ├── UnknownName             a name no registry knows, with the nearest known ones
+│   └── ResumeRefused           an interrupted run that was another job than this one
 ├── SourceError                 a model, text or file that cannot be read or makes no sense
 ├── FormatError                 a pack that cannot be made or read
 │   └── CorruptPack             bytes that contradict themselves or their hash
@@ -41,6 +42,10 @@ class RecipeError(UsageError):
 
 class UnknownName(UsageError):
     """A name no registry knows."""
+
+
+class ResumeRefused(UsageError):
+    """An interrupted run that cannot be gone on with: it was another job."""
 
 
 class SourceError(EdgesparseError):

@@ -4,12 +4,13 @@
 owns hooks and the layer loop, ``statistics`` is what methods receive.
 """
 
-from edgesparse.calibrate.driver import calibrate
+from edgesparse.calibrate.driver import Resources, calibrate
 from edgesparse.calibrate.statistics import Statistic, Statistics
 from edgesparse.calibrate.windows import Batch, calibration_batches, token_windows
 
 __all__ = [
     "Batch",
+    "Resources",
     "Statistic",
     "Statistics",
     "calibrate",

@@ -11,20 +11,44 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 
+from edgesparse.calibrate.activations import Activations
 from edgesparse.calibrate.inputs import as_matrix, has_inputs
 from edgesparse.calibrate.record import Group, find_chain, groups_of, record
+from edgesparse.calibrate.residence import Residence
 from edgesparse.calibrate.stages import BlockStage, Rest, Stage, WholeModel, first_hidden
 from edgesparse.calibrate.statistics import Accumulator, Statistic, Statistics
+from edgesparse.calibrate.team import Team
 from edgesparse.calibrate.windows import Batch
 from edgesparse.errors import CalibrationError
 
 _log = logging.getLogger(__name__)
 
 Solve = Callable[[tuple[str, ...], Statistics], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a calibration works with.
+
+    Attributes:
+        device: Where blocks run and solvers compute.
+        residence: Where the weights are.
+        activations: Makes an empty list for the hidden tensors between blocks.
+        team: The processes that share the work.
+        is_finished: Whether a group needs no statistics: an earlier run solved it.
+    """
+
+    device: torch.device
+    residence: Residence = field(default_factory=Residence)
+    activations: Callable[[], Activations] = Activations
+    team: Team = field(default_factory=Team)
+    is_finished: Callable[[tuple[str, ...]], bool] = lambda _modules: False
 
 
 @torch.no_grad()
@@ -34,38 +58,46 @@ def calibrate(
     needs: Mapping[str, frozenset[Statistic]],
     solve: Solve,
     *,
-    device: torch.device,
+    resources: Resources,
 ) -> None:
     """Call ``solve`` for every group of modules with the statistics of their common input.
 
     Args:
-        model: A private copy in float32 on the CPU; ``solve`` changes its weights.
+        model: A private copy in float32 on the CPU, or the skeleton of ``resources.residence``;
+            ``solve`` changes its weights.
         batches: Keyword arguments of forward passes; without any, all statistics are empty.
         needs: Module path → what its solver asks for. Modules whose inputs cannot be told (not
             linear, not a convolution) are solved first, with empty statistics.
         solve: Receives module paths and statistics on ``device``; writes the new weights.
-        device: Where blocks run and solvers compute.
+        resources: What to work with.
 
     Raises:
         CalibrationError: Activations that are not finite; the message names the layer.
     """
     seeing = [m for m in needs if batches and has_inputs(model.get_submodule(m))]
     dense = any(Statistic.DENSE_TARGET in needs[m] for m in seeing)
-    stages = iter(_stages(model, batches, seeing, device, dense=dense)) if seeing else iter(())
+    stages = iter(_stages(model, batches, seeing, resources, dense=dense)) if seeing else iter(())
     stage = next(stages, None)  # looks at the model before anything is changed
     for module in needs:
         if module not in set(seeing):
-            solve((module,), Statistics(columns=_columns(model.get_submodule(module))))
+            _solve_blindly(model.get_submodule(module), module, solve, resources.residence)
     while stage is not None:
-        _solve_stage(stage, model, needs, solve, device)
+        _solve_stage(stage, model, needs, solve, resources)
         stage = next(stages, None)
+
+
+def _solve_blindly(module: nn.Module, path: str, solve: Solve, residence: Residence) -> None:
+    """Solve a module whose inputs nobody sees, on the CPU."""
+    residence.bring([module], torch.device("cpu"))
+    solve((path,), Statistics(columns=_columns(module)))
+    residence.release([module])
 
 
 def _stages(
     model: nn.Module,
     batches: Sequence[Batch],
     modules: list[str],
-    device: torch.device,
+    resources: Resources,
     *,
     dense: bool,
 ) -> Iterator[Stage]:
@@ -73,27 +105,36 @@ def _stages(
 
     The uncompressed model's part is taken from the model as it is when the first is asked for.
     """
-    recording = record(model, _sample(model, batches[0]), modules, torch.device("cpu"))
+    device, residence = resources.device, resources.residence
+    with residence.passing(model):
+        recording = record(model, _sample(model, batches[0]), modules, torch.device("cpu"))
     chain, groups = find_chain(model, recording, modules), groups_of(recording, modules)
     del recording
+    batches = resources.team.share(batches)
     if chain is None:
         _log.info("no chain of blocks found: the whole model runs for each of its layers")
+        residence.require_whole()
         yield WholeModel(model, batches, groups, device, keep_dense=dense)
         return
-    start = first_hidden(model, batches, chain, device).now if dense else None
+    new = resources.activations
+    hiding = partial(
+        first_hidden, model, batches, chain, device, residence=residence, activations=new
+    )
+    start = hiding().now if dense else None
     owners = [chain.owner(group.modules[0]) for group in groups]
     inside = [i for i, owner in enumerate(owners) if owner is not None]
     outside = [i for i, owner in enumerate(owners) if owner is None]
-    yield Rest(model, batches, [groups[i] for i in outside if i < inside[0]], chain, device)
-    hidden = first_hidden(model, batches, chain, device)
+    before = [groups[i] for i in outside if i < inside[0]]
+    yield Rest(model, batches, before, chain, device, residence)
+    hidden = hiding()
     hidden.dense = start
     for block in chain.blocks:
         own = [g for g, owner in zip(groups, owners, strict=True) if owner == block]
-        stage = BlockStage(model.get_submodule(block), block, own, hidden, device)
+        stage = BlockStage(model.get_submodule(block), block, own, hidden, device, residence)
         yield stage
         stage.advance()
     after = [groups[i] for i in outside if i > inside[0]]
-    yield Rest(model, batches, after, chain, device, hidden=hidden)
+    yield Rest(model, batches, after, chain, device, residence, hidden=hidden)
 
 
 def _solve_stage(
@@ -101,7 +142,7 @@ def _solve_stage(
     model: nn.Module,
     needs: Mapping[str, frozenset[Statistic]],
     solve: Solve,
-    device: torch.device,
+    resources: Resources,
 ) -> None:
     """Gather and solve the groups of one stage in order."""
     if not stage.groups:
@@ -109,11 +150,14 @@ def _solve_stage(
     with stage:
         for group in stage.groups:
             module = model.get_submodule(group.modules[0])
+            if resources.is_finished(group.modules):
+                solve(group.modules, Statistics(columns=_columns(module)))
+                continue
             need = frozenset().union(*(needs[name] for name in group.modules))
-            sums = Accumulator(_columns(module), need, device)
+            sums = Accumulator(_columns(module), need, resources.device)
             for inputs, dense_inputs in stage.inputs(group, need):
                 sums.add(inputs, dense_inputs)
-            statistics = sums.result()
+            statistics = sums.result(resources.team)
             _require_finite(statistics, group)
             if not statistics.samples and need:
                 _log.warning("%s: no calibration sample reaches it", ", ".join(group.modules))

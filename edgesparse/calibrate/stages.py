@@ -16,7 +16,9 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from edgesparse.calibrate.activations import Activations
 from edgesparse.calibrate.record import Chain, Group, call_model
+from edgesparse.calibrate.residence import Residence
 from edgesparse.calibrate.statistics import Statistic
 from edgesparse.calibrate.watch import Stop, outside, rows_of, stopping, stubbed
 from edgesparse.calibrate.windows import Batch
@@ -49,15 +51,19 @@ class BlockStage:
         groups: Sequence[Group],
         hidden: Hidden,
         device: torch.device,
+        residence: Residence,
     ) -> None:
         self.groups = groups
         self._block, self._name, self._hidden, self._device = block, name, hidden, device
-        self._dense = None if hidden.dense is None else copy.deepcopy(block)
+        self._residence, self._is_here = residence, False
+        self._dense: nn.Module | None = None
 
     def __enter__(self) -> Self:
-        self._block.to(self._device)
-        if self._dense is not None:
-            self._dense.to(self._device)
+        if not self._is_here:
+            self._residence.bring(self._block.modules(), self._device)
+            self._is_here = True
+            if self._hidden.dense is not None:
+                self._dense = copy.deepcopy(self._block)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,12 +93,15 @@ class BlockStage:
 
     def advance(self) -> None:
         """Replace the hidden tensors by this block's outputs and leave the device."""
+        self.__enter__()  # a block with nothing to solve has not been entered yet
         for i in range(len(self._hidden)):
             after = self._run(i)
             if self._hidden.dense is not None:
                 self._hidden.dense[i] = self._run(i, dense=True)
             self._hidden.now[i] = after
-        self._block.to("cpu")
+        self._dense = None
+        self._residence.release(self._block.modules())
+        self._is_here = False
 
 
 @dataclass
@@ -107,8 +116,8 @@ class Hidden:
     """
 
     chain: Chain
-    now: list[Tensor]
-    dense: list[Tensor] | None
+    now: Activations
+    dense: Activations | None
     calls: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]]
 
     def __len__(self) -> int:
@@ -130,9 +139,12 @@ def first_hidden(
     batches: Sequence[Batch],
     chain: Chain,
     device: torch.device,
+    *,
+    residence: Residence,
+    activations: Callable[[], Activations] = Activations,
 ) -> Hidden:
     """Run every batch up to the last block with stubs for blocks, and keep what they were given."""
-    hidden = Hidden(chain=chain, now=[], dense=None, calls=[])
+    hidden = Hidden(chain=chain, now=activations(), dense=None, calls=[])
     place, last = chain.hidden, chain.blocks[-1]
 
     def stub(block: str) -> Callable[..., Any]:
@@ -147,7 +159,8 @@ def first_hidden(
 
         return forward
 
-    with outside(model, chain, device), stubbed(model, {b: stub(b) for b in chain.blocks}):
+    stubs = {block: stub(block) for block in chain.blocks}
+    with outside(model, chain, device, residence), stubbed(model, stubs):
         for batch in batches:
             hidden.calls.append({})
             with stopping():
@@ -165,16 +178,17 @@ class Rest:
         groups: Sequence[Group],
         chain: Chain,
         device: torch.device,
+        residence: Residence,
         *,
         hidden: Hidden | None = None,
     ) -> None:
         self.groups = groups
         self._model, self._batches, self._chain = model, batches, chain
-        self._device, self._hidden = device, hidden
+        self._device, self._hidden, self._residence = device, hidden, residence
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(outside(self._model, self._chain, self._device))
+        self._stack.enter_context(outside(self._model, self._chain, self._device, self._residence))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -197,7 +211,7 @@ class Rest:
             if self._hidden is None:
                 raise Stop
             stream = self._hidden.dense if dense else self._hidden.now
-            return _output(self._chain, (stream or self._hidden.now)[batch])
+            return _output(self._chain, (self._hidden.now if stream is None else stream)[batch])
 
         with stubbed(self._model, dict.fromkeys(self._chain.blocks, stub)):
             return rows_of(

@@ -15,6 +15,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from edgesparse.calibrate.team import Team
+
 
 class Statistic(StrEnum):
     """What a method may ask for in ``needs``."""
@@ -86,9 +88,12 @@ class Statistics:
             weight: W, float32 [N, K].
             changed: W', float32 [N, K].
         """
-        H = self.second_moment(weight.device)
-        power = _quadratic(weight, H)
-        return _quadratic(changed - weight, H) / power if power > 0 else 0.0
+        power = self.output_power(weight)
+        return self.output_power(changed - weight) / power if power > 0 else 0.0
+
+    def output_power(self, weight: Tensor) -> float:
+        """Return ``|XWᵀ|²`` of W, float32 [N, K]: a sum over rows, so it may be taken by parts."""
+        return _quadratic(weight, self.second_moment(weight.device))
 
 
 def _quadratic(weight: Tensor, H: Tensor) -> float:
@@ -124,11 +129,14 @@ class Accumulator:
         if self._cross is not None and dense_inputs is not None:
             self._cross.addmm_(inputs.T, dense_inputs.float())
 
-    def result(self) -> Statistics:
-        """Return the sums."""
+    def result(self, team: Team | None = None) -> Statistics:
+        """Return the sums, over all processes of a ``team``."""
+        samples = torch.tensor(self._samples)
+        if team is not None:
+            team.add_up(samples, self._norm, self._hessian, self._cross)
         return Statistics(
             columns=self._columns,
-            samples=self._samples,
+            samples=int(samples),
             square_sum=self._norm,
             hessian=self._hessian,
             dense_cross=self._cross,

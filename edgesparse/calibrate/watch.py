@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgesparse.calibrate.inputs import input_rows
 from edgesparse.calibrate.record import Chain, Group
+from edgesparse.calibrate.residence import Residence
 
 
 class Stop(Exception):
@@ -60,20 +61,14 @@ def stubbed(model: nn.Module, stubs: dict[str, Callable[..., Any]]) -> Iterator[
 
 
 @contextmanager
-def outside(model: nn.Module, chain: Chain, device: torch.device) -> Iterator[None]:
+def outside(
+    model: nn.Module, chain: Chain, device: torch.device, residence: Residence
+) -> Iterator[None]:
     """Bring everything but the blocks onto ``device`` for a while."""
     skip = {id(m) for block in chain.blocks for m in model.get_submodule(block).modules()}
     outside = [module for module in model.modules() if id(module) not in skip]
-
-    def move(to: torch.device) -> None:
-        for module in outside:
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(to)
-            for name, buffer in module.named_buffers(recurse=False):
-                module._buffers[name] = buffer.to(to)
-
-    move(device)
+    residence.bring(outside, device)
     try:
         yield
     finally:
-        move(torch.device("cpu"))
+        residence.release(outside)

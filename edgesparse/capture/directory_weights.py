@@ -56,7 +56,7 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
     def dtypes(self) -> dict[str, torch.dtype]:
         """Stored type of every tensor; of converted ones the most common in the files."""
         stored = {name: self._checkpoint.dtype(key) for name, key in self._stored.items()}
-        if self._is_converted:
+        if self.is_converted:
             all_types = [self._checkpoint.dtype(key) for key in self._checkpoint]
             common = max(sorted(set(all_types), key=str), key=all_types.count)
             for name in self._tensors:
@@ -66,7 +66,8 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
         return stored
 
     @property
-    def _is_converted(self) -> bool:
+    def is_converted(self) -> bool:
+        """Whether the tensors come from transformers' conversion, in memory, and not mapped."""
         return len(self._stored) + len(self._initial) < len(self._tensors)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -109,7 +110,7 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
 
     def warn_of_unexpected(self) -> None:
         """Say which stored tensors the architecture has no place for."""
-        unexpected = [] if self._is_converted else self._unexpected()
+        unexpected = [] if self.is_converted else self._unexpected()
         if unexpected:
             _logger.warning(
                 "%s: %d stored tensors are not part of %s and are left out, first %s",
@@ -126,7 +127,7 @@ class DirectoryWeights(Mapping[str, torch.Tensor]):
 
     def _check(self) -> None:
         """Hold names and shapes against the files' headers."""
-        if self._is_converted and not self._unexpected():
+        if self.is_converted and not self._unexpected():
             known = set(self._stored) | set(self._initial)
             raise SourceError(self._mismatch([name for name in self._tensors if name not in known]))
         for name, stored in self._stored.items():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edgesparse.calibrate.inputs import has_inputs
 from edgesparse.calibrate.record import Chain, disable_cache, find_chain, record
+from edgesparse.calibrate.residence import Residence
 from edgesparse.calibrate.stages import Hidden, first_hidden
 from edgesparse.calibrate.windows import Batch, calibration_batches
 from edgesparse.errors import CalibrationError
@@ -90,8 +91,8 @@ def recover_blockwise(
     disable_cache(model)
     chain = _chain(dense, batches)
     with torch.no_grad():
-        ours = first_hidden(model, batches, chain, target)
-        ours.dense = first_hidden(dense, batches, chain, target).now
+        ours = first_hidden(model, batches, chain, target, residence=Residence())
+        ours.dense = first_hidden(dense, batches, chain, target, residence=Residence()).now
     packed = dict(compressed.packed)
     for index, name in enumerate(chain.blocks):
         block, twin = model.get_submodule(name), dense.get_submodule(name)
@@ -160,8 +161,9 @@ def _train(
         _optimize(block, hidden, wanted, steps, lr, seed)
     with torch.no_grad():
         after = _error(block, hidden, wanted)
-        hidden.now[:] = [block(hidden, i) for i in range(len(hidden))]
-    hidden.dense[:] = wanted
+        for i, value in enumerate(wanted):
+            hidden.now[i] = block(hidden, i)
+            hidden.dense[i] = value
     return block.pack(), (before, after)
 
 

@@ -136,7 +136,7 @@ def _split(
             kept[tensor.name] = _kept(tensor, weights)
         else:
             used |= {buffer_name(tensor.name, buffer) for buffer in record.buffers}
-            packed[tensor.name] = _packed(tensor, record, weights)
+            packed[tensor.name] = read_packed(tensor, record, weights)
     if extra := sorted(set(weights.entries) - used):
         raise CorruptPack(f"{weights.path}: {extra[0]!r} belongs to no tensor of the manifest")
     return packed, kept
@@ -155,7 +155,13 @@ def _kept(tensor: TensorInfo, weights: TensorFile) -> torch.Tensor:
     return weights.tensor(tensor.name)
 
 
-def _packed(tensor: TensorInfo, record: PackedRecord, weights: TensorFile) -> PackedTensor:
+def read_packed(tensor: TensorInfo, record: PackedRecord, weights: TensorFile) -> PackedTensor:
+    """Return a packed tensor over the mapped bytes of ``weights``, checked by its format.
+
+    Raises:
+        FormatError: A format that is not installed, or of a newer version.
+        CorruptPack: The buffers contradict the record, the shape or each other.
+    """
     buffers = {}
     for buffer in record.buffers:
         name = buffer_name(tensor.name, buffer)

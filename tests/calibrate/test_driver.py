@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgesparse.calibrate import Statistic, Statistics, calibrate
+from edgesparse.calibrate import Resources, Statistic, Statistics, calibrate
 from edgesparse.calibrate.inputs import as_matrix, input_rows
 from edgesparse.calibrate.record import find_chain, groups_of, record
 from edgesparse.errors import CalibrationError
@@ -92,7 +92,13 @@ def test_every_layer_is_solved_in_order_on_the_inputs_it_then_has(kind: type[Cha
         for module in modules:
             model.get_submodule(module).weight.mul_(0.7)
 
-    calibrate(model, batches(), dict.fromkeys(linears(model), HESSIAN), solve, device=CPU)
+    calibrate(
+        model,
+        batches(),
+        dict.fromkeys(linears(model), HESSIAN),
+        solve,
+        resources=Resources(device=CPU),
+    )
     assert order[0] == ("stem",)
     assert order[-1] == ("head",)
     assert order[1:3] == [("blocks.0.left", "blocks.0.right"), ("blocks.0.out",)]
@@ -113,7 +119,13 @@ def test_the_dense_target_makes_up_for_what_went_before(kind: type[Chained]) -> 
             if module == "stem":
                 parameter.mul_(0.8)
 
-    calibrate(model, batches(), dict.fromkeys(linears(model), DENSE), solve, device=CPU)
+    calibrate(
+        model,
+        batches(),
+        dict.fromkeys(linears(model), DENSE),
+        solve,
+        resources=Resources(device=CPU),
+    )
     broken = kind().eval().requires_grad_(False)
     broken.load_state_dict(original.state_dict())
     broken.stem.weight.mul_(0.8)
@@ -140,7 +152,9 @@ def test_a_model_without_a_chain_says_that_it_is_run_whole(
 ) -> None:
     model = Skipping().eval().requires_grad_(False)
     with caplog.at_level(logging.INFO, logger="edgesparse"):
-        calibrate(model, batches(1), {"head": HESSIAN}, lambda *_: None, device=CPU)
+        calibrate(
+            model, batches(1), {"head": HESSIAN}, lambda *_: None, resources=Resources(device=CPU)
+        )
     assert "the whole model runs" in caplog.text
 
 
@@ -149,7 +163,11 @@ def test_nan_activations_name_the_layer() -> None:
     model.blocks[1].bias = float("nan")
     with pytest.raises(CalibrationError, match=r"blocks\.1\.out: the inputs are NaN or infinite"):
         calibrate(
-            model, batches(), dict.fromkeys(linears(model), HESSIAN), lambda *_: None, device=CPU
+            model,
+            batches(),
+            dict.fromkeys(linears(model), HESSIAN),
+            lambda *_: None,
+            resources=Resources(device=CPU),
         )
 
 
@@ -164,7 +182,13 @@ def test_a_module_that_runs_twice_is_summed_over_both_calls() -> None:
 
     found: list[Statistics] = []
     model = Twice().eval().requires_grad_(False)
-    calibrate(model, batches(), {"shared": HESSIAN}, lambda _, s: found.append(s), device=CPU)
+    calibrate(
+        model,
+        batches(),
+        {"shared": HESSIAN},
+        lambda _, s: found.append(s),
+        resources=Resources(device=CPU),
+    )
     assert found[0].samples == 2 * 15
     assert torch.allclose(found[0].second_moment(), expected(model, "shared"), atol=1e-4)
 
@@ -185,7 +209,7 @@ def test_a_module_no_sample_reaches_has_empty_statistics(
             batches(),
             dict.fromkeys(linears(model), HESSIAN),
             lambda modules, s: found.update(dict.fromkeys(modules, s.samples)),
-            device=CPU,
+            resources=Resources(device=CPU),
         )
     assert found["unused"] == 0
     assert "unused: no calibration sample reaches it" in caplog.text
@@ -196,7 +220,8 @@ def test_without_batches_everything_is_solved_with_empty_statistics() -> None:
     model = Chained()
     calibrate(
         model, [], dict.fromkeys(linears(model), frozenset()),
-        lambda modules, s: seen.extend(modules) if s.samples == 0 else None, device=CPU,
+        lambda modules, s: seen.extend(modules) if s.samples == 0 else None,
+        resources=Resources(device=CPU),
     )  # fmt: skip
     assert sorted(seen) == sorted(linears(model))
 

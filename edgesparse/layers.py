@@ -1,0 +1,192 @@
+"""The layers of one compression: solved, put in place, packed, and kept in memory or a journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from edgesparse.calibrate import Statistics
+from edgesparse.calibrate.inputs import as_matrix
+from edgesparse.calibrate.residence import Residence, Streamed
+from edgesparse.calibrate.team import Team
+from edgesparse.errors import CalibrationError
+from edgesparse.journal import Journal
+from edgesparse.model import CapturedModel
+from edgesparse.packed import FORMATS, PackedTensor
+from edgesparse.pieces import put_in_place, solve_by_rows
+from edgesparse.planner import TensorPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One tensor done.
+
+    Attributes:
+        done: Tensors done, this one included.
+        total: Tensors to do.
+        name: The tensor.
+        error: Its measured relative output error.
+        seconds: Since the start.
+    """
+
+    done: int
+    total: int
+    name: str
+    error: float
+    seconds: float
+
+
+@dataclass
+class LayerRun:
+    """The state of one ``compress``: what is done so far.
+
+    Attributes:
+        captured: The source.
+        model: The private copy, or its skeleton.
+        todo: What to do with each tensor.
+        team: The processes that share the work.
+        progress: Called after every tensor.
+        started: When the run began, on the monotonic clock.
+        journal: Where finished tensors are durable; None keeps them in memory.
+        errors: Measured error of every tensor done, in the order they were done.
+    """
+
+    captured: CapturedModel
+    model: nn.Module
+    todo: Mapping[str, TensorPlan]
+    team: Team
+    progress: Callable[[Progress], None] | None
+    started: float
+    journal: Journal | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+    _packed: dict[str, PackedTensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._by_module = {module_of(self.model, p): name for name, p in self.todo.items()}
+
+    def residence(self, *, streamed: bool) -> Residence:
+        """Return where the model's weights are; streamed ones are read when a part runs."""
+        if not streamed:
+            return Residence()
+        return Streamed(self.model, self.captured.tensors, self._read)
+
+    def require_finite(self) -> None:
+        """Refuse weights that are NaN or infinite, one tensor at a time.
+
+        Raises:
+            CalibrationError: Some are; the message names the tensor.
+        """
+        for name in self.todo:
+            value: Tensor = self.model.get_parameter(name)
+            if value.is_meta:
+                _, value = next(self._read([name]))
+            wrong = int((~torch.isfinite(value)).sum())
+            if wrong:
+                raise CalibrationError(
+                    f"{name}: {wrong} weights are NaN or infinite; the source model is damaged"
+                )
+
+    def is_finished(self, modules: tuple[str, ...]) -> bool:
+        """Whether an earlier run solved all tensors of modules with common inputs.
+
+        Not some of them: where a module runs twice, what it computes changes its own inputs.
+        """
+        finished = {} if self.journal is None else self.journal.finished
+        return all(self._by_module[module] in finished for module in modules)
+
+    def solve(self, modules: tuple[str, ...], statistics: Statistics) -> None:
+        """Solve the tensors of modules with common inputs and put the decoded values in place."""
+        names = [self._by_module[module] for module in modules]
+        if self.is_finished(modules):
+            for name in names:
+                self._restore(name)
+            return
+        errors, packed = {}, {}
+        for index, name in enumerate(names):
+            if self.team.owner(index) == self.team.rank:
+                packed[name], errors[name] = self._solve_one(name, statistics)
+        if self.team.size > 1:
+            errors = self._exchange(names, errors)
+        self._keep(packed, errors)
+        for name in names:
+            self._done(name, errors[name])
+
+    def packed(self, name: str) -> PackedTensor:
+        """Return one tensor that is done."""
+        if self.journal is None:
+            return self._packed[name]
+        return self.journal.packed(self.todo[name].tensor)
+
+    def _solve_one(self, name: str, statistics: Statistics) -> tuple[PackedTensor, float]:
+        planned = self.todo[name]
+        assert planned.rule is not None
+        assert planned.spec is not None
+        parameter, shape = self.model.get_parameter(name), planned.tensor.shape
+        weight = as_matrix(parameter.data)
+        codes = solve_by_rows(name, weight, statistics, planned.rule, planned.spec)
+        error = put_in_place(codes, weight, statistics)
+        if weight.data_ptr() != parameter.data_ptr():  # its storage was not in this order
+            parameter.data.copy_(weight.reshape(shape))
+        shaped = replace(
+            codes, values=codes.values.reshape(shape), keep_mask=codes.keep_mask.reshape(shape)
+        )
+        pack = FORMATS.get(planned.spec.name).pack
+        return pack(shaped, pattern=planned.rule.pattern), error
+
+    def _exchange(self, names: Sequence[str], errors: dict[str, float]) -> dict[str, float]:
+        """Give every process the new weights and errors of the others."""
+        for index, name in enumerate(names):
+            self.team.copy_from(self.team.owner(index), self.model.get_parameter(name).data)
+        everyones: dict[str, float] = {}
+        for found in self.team.gather(errors):
+            everyones |= found
+        return everyones
+
+    def _keep(self, packed: Mapping[str, PackedTensor], errors: Mapping[str, float]) -> None:
+        if self.journal is None:
+            self._packed |= packed
+            return
+        line = self.journal.write_part(packed, errors) if packed else None
+        self.journal.commit([line for line in self.team.gather(line) if line is not None])
+
+    def _restore(self, name: str) -> None:
+        """Put a tensor of an earlier run in place."""
+        assert self.journal is not None
+        parameter = self.model.get_parameter(name)
+        decoded = torch.from_numpy(self.packed(name).decode())
+        parameter.data.copy_(decoded.reshape(parameter.shape))
+        self._done(name, self.journal.finished[name].error)
+
+    def _done(self, name: str, error: float) -> None:
+        self.errors[name] = error
+        if self.progress is not None:
+            self.progress(
+                Progress(
+                    done=len(self.errors),
+                    total=len(self.todo),
+                    name=name,
+                    error=error,
+                    seconds=time.monotonic() - self.started,
+                )
+            )
+
+    def _read(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield tensors as they are now: decoded if done, else as in the source, in float32."""
+        source = self.captured.weights()  # opened anew: its mapped pages leave memory with it
+        for name in names:
+            if name in self.errors:
+                value = torch.from_numpy(self.packed(name).decode())
+            else:
+                value = source[name]
+            yield name, value.float() if value.is_floating_point() else value
+
+
+def module_of(model: nn.Module, planned: TensorPlan) -> str:
+    """Return the module whose inputs a tensor is solved on: a linear before an embedding."""
+    paths = [n.rpartition(".")[0] for n in (planned.tensor.name, *planned.tensor.aliases)]
+    linear = [p for p in paths if not isinstance(model.get_submodule(p), nn.Embedding)]
+    return (linear or paths)[0]

@@ -1,0 +1,71 @@
+"""A weight solved, decoded and measured some rows at a time, where no row matters to another.
+
+What comes out is the same to the bit; a matrix of a vocabulary no longer takes ten times its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgesparse.calibrate.statistics import Statistics
+from edgesparse.codes import TABLE, Codes
+from edgesparse.packed import FormatSpec
+from edgesparse.recipe import Rule
+from edgesparse.solve import solve_tensor
+
+AT_ONCE = 1 << 24  # weights: 64 MB in float32
+_ROW_BY_ROW = frozenset({"rtn"})  # quantizers to which every row is alone
+_BY_ROW = ("values", "scales", "keep_mask", "zeros")
+
+
+def solve_by_rows(
+    name: str, weight: Tensor, statistics: Statistics, rule: Rule, spec: FormatSpec
+) -> Codes:
+    """Return what ``solve_tensor`` returns; see there."""
+    if not _are_rows_independent(rule, spec) or weight.numel() <= AT_ONCE:
+        return solve_tensor(name, weight, statistics, rule, spec)
+    parts = [
+        solve_tensor(name, weight[rows], statistics, rule, spec) for rows in _pieces(*weight.shape)
+    ]
+    whole: dict[str, Any] = {}
+    for field in fields(Codes):
+        values = [getattr(part, field.name) for part in parts]
+        if isinstance(values[0], np.ndarray):
+            whole[field.name] = np.concatenate(values)
+    return replace(parts[0], **whole)
+
+
+def put_in_place(codes: Codes, weight: Tensor, statistics: Statistics) -> float:
+    """Overwrite ``weight``, float32 [N, K], by the decoded values; return the output error."""
+    before = after = 0.0
+    for rows in _pieces(*weight.shape):
+        decoded = torch.from_numpy(_rows_of(codes, rows).decode()).to(weight.device)
+        before += statistics.output_power(weight[rows])
+        after += statistics.output_power(decoded - weight[rows])
+        weight[rows] = decoded
+    return after / before if before > 0 else 0.0
+
+
+def _are_rows_independent(rule: Rule, spec: FormatSpec) -> bool:
+    rounds = spec.bits < 16 and spec.scheme != TABLE and rule.quantizer in _ROW_BY_ROW
+    return rounds and rule.pattern.is_dense
+
+
+def _pieces(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, AT_ONCE // max(columns, 1))
+    for begin in range(0, rows, step):
+        yield slice(begin, min(rows, begin + step))
+
+
+def _rows_of(codes: Codes, rows: slice) -> Codes:
+    """Return some rows of codes [N, K]; all of them where rows share what they are decoded by."""
+    if rows == slice(0, len(codes.values)):
+        return codes
+    cut = {name: getattr(codes, name, None) for name in _BY_ROW}
+    return replace(codes, **{n: value[rows] for n, value in cut.items() if value is not None})
