@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesparse.cli._calibration import Data
 from edgesparse.cli._console import Step, command_line, remark, show, verbosity, working
+from edgesparse.cli._options import cache_directory
 
 if TYPE_CHECKING:
     from edgesparse.compression import Progress
@@ -77,7 +78,9 @@ def better_plan(
     from edgesparse.planner.sensitivity import measure_sensitivity
 
     with working("measuring which tensors the model minds") as step:
-        sensitivity = measure_sensitivity(captured, calibration, progress=step, **options)
+        sensitivity = measure_sensitivity(
+            captured, calibration, cache=cache_directory(), progress=step, **options
+        )
     return make_plan(
         captured, recipe, budget=plan.budget, target=plan.target, sensitivity=sensitivity
     )

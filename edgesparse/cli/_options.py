@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,21 @@ target_option = click.option(
 text_option = click.option(
     "--text", type=click.Path(path_type=Path), metavar="FILE", help="Text to measure on."
 )
+
+
+def cache_directory() -> Path | None:
+    """Return where measured losses are kept: ``$EDGESPARSE_CACHE``, else the user's cache.
+
+    An empty ``EDGESPARSE_CACHE`` keeps none.
+    """
+    given = os.environ.get("EDGESPARSE_CACHE")
+    if given is not None:
+        return Path(given) if given else None
+    try:
+        shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home keeps none
+        return None
+    return Path(shared) / "edgesparse"
 
 
 def recipe_options(function: F) -> F:

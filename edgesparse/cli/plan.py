@@ -11,6 +11,7 @@ from edgesparse.budget import Budget
 from edgesparse.cli._console import show, show_json
 from edgesparse.cli._options import (
     budget_option,
+    cache_directory,
     common,
     recipe_from,
     recipe_options,
@@ -92,7 +93,7 @@ def _sensitivity(captured: CapturedModel, calibration: Path) -> Sensitivity:
     from edgesparse.planner.sensitivity import measure_sensitivity
 
     with working("measuring which tensors the model minds") as step:
-        return measure_sensitivity(captured, calibration, progress=step)
+        return measure_sensitivity(captured, calibration, cache=cache_directory(), progress=step)
 
 
 def _draw(

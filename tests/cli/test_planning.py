@@ -66,3 +66,37 @@ def test_the_plan_listens_to_calibration(cli: Cli, language_model: Path, text: P
     measured = json.loads(result.stdout)
     assert measured["nbytes"] <= 500_000
     assert measured["loss"] != alike["loss"]
+
+
+def test_what_was_measured_is_remembered(
+    cli: Cli, language_model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPARSE_CACHE", str(tmp_path))
+    options = ("plan", language_model, "--budget", "500kB", "--json", "--calibration", text)
+    first = cli(*options)
+    assert first.exit_code == 0, first.stderr
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the model was run again")
+
+    monkeypatch.setattr("edgesparse.planner.sensitivity.outputs", refuse)
+    assert cli(*options).stdout == first.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [({"EDGESPARSE_CACHE": "/a"}, "/a"), ({"EDGESPARSE_CACHE": ""}, None),
+     ({"XDG_CACHE_HOME": "/b"}, "/b/edgesparse"), ({"HOME": "/c"}, "/c/.cache/edgesparse")],
+    ids=str,
+)  # fmt: skip
+def test_where_it_is_remembered(
+    environment: dict[str, str], wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgesparse.cli._options import cache_directory
+
+    for name in ("EDGESPARSE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cache_directory() == (None if wanted is None else Path(wanted))
