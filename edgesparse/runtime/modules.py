@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edgesparse.capture.assemble import place
 from edgesparse.errors import SourceError
 from edgesparse.model import CompressedModel
-from edgesparse.packed import PackedTensor
+from edgesparse.packed import FORMATS, PackedTensor
 from edgesparse.runtime.bind import bind
 from edgesparse.runtime.payload import DecodedSlot, ExportablePayload, PackedPayload
 
@@ -59,7 +59,7 @@ def build_decoded(compressed: CompressedModel, *, dtype: torch.dtype = torch.flo
 
 
 def build_exportable(
-    compressed: CompressedModel, *, dtype: torch.dtype = torch.float32
+    compressed: CompressedModel, *, dtype: torch.dtype = torch.float32, hollow: bool = False
 ) -> nn.Module:
     """Return a module in evaluation mode for ``torch.export``.
 
@@ -67,12 +67,25 @@ def build_exportable(
     values, ``edgesparse::sparse_values``: a converter finds mask, codes and scales as constant
     inputs of that node, with the tensor's name as its last argument.
 
+    Args:
+        compressed: The model.
+        dtype: Floating type of the weights and of the tensors that were kept.
+        hollow: Give codes and masks their shapes but no memory, all zeros: for a converter that
+            writes the numbers later, weight by weight.
+
     Raises:
         SourceError: The structure and the stored tensors do not belong together.
     """
-    return _build(
-        compressed, dtype, lambda name, packed: ExportablePayload(name, packed.codes, dtype)
-    )
+
+    def payload(name: str, packed: PackedTensor) -> ExportablePayload:
+        if not hollow:
+            return ExportablePayload(name, packed.codes, dtype)
+        # Not ``packed.codes``, which would stay.
+        made = ExportablePayload(name, FORMATS.get(packed.spec.name).unpack(packed), dtype)
+        made.empty()
+        return made
+
+    return _build(compressed, dtype, payload)
 
 
 def _build(

@@ -96,6 +96,12 @@ class ExportablePayload(nn.Module):
         self.register_buffer("keep_mask", torch.tensor(mask))
         self.register_buffer("scales", torch.tensor(codes.scales.astype(np.float32)))
 
+    def empty(self) -> None:
+        """Replace codes and mask by zeros of their shapes that take no memory."""
+        for leaf in ("codes", "keep_mask"):
+            whole = getattr(self, leaf)
+            setattr(self, leaf, torch.zeros((), dtype=whole.dtype).expand(whole.shape))
+
     def weight(self) -> Tensor:
         """Return the weight, shape as captured."""
         if self.bits == 16:

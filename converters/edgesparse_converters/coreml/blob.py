@@ -174,6 +174,24 @@ def unpack(data: memoryview, type_name: str, count: int) -> NDArray[np.generic]:
     return codes
 
 
+def pack(values: NDArray[np.generic], type_name: str) -> bytes:
+    """Return elements as they lie in the file; the inverse of ``unpack``.
+
+    Args:
+        values: One-dimensional, every element within the type.
+        type_name: Key of ``TYPES``.
+    """
+    element = TYPES[type_name]
+    if element.bits >= 8:
+        return values.astype(element.dtype, copy=False).tobytes()
+    if element.bits == 4:
+        codes = np.zeros(values.size + values.size % 2, np.uint8)
+        np.bitwise_and(values.astype(np.uint8, copy=False), 15, out=codes[: values.size])
+        return (codes[::2] | codes[1::2] << 4).tobytes()
+    bits = values.astype(np.uint8)[:, None] >> np.arange(element.bits, dtype=np.uint8) & 1
+    return np.packbits(bits.reshape(-1), bitorder="little").tobytes()
+
+
 def _product(shape: tuple[int, ...]) -> int:
     count = 1
     for size in shape:  # Python integers: a hostile shape must not overflow

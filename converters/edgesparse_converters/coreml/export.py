@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,8 @@ from edgesparse.exporting import Artifact, nbytes_on_disk
 from edgesparse.runtime.modules import build_exportable
 from edgesparse_converters.coreml import interface, translate
 from edgesparse_converters.coreml.convert import combine, convert, save, trace
-from edgesparse_converters.coreml.forms import Choice, Form, block_shape
+from edgesparse_converters.coreml.forms import Choice, Form, block_shape, form_of
+from edgesparse_converters.coreml.placeholders import Numbers, fill, numbers_of
 from edgesparse_converters.coreml.stateful import Stateful
 
 if TYPE_CHECKING:
@@ -86,20 +88,31 @@ def read_options(values: Mapping[str, Any]) -> Options:
     return Options(**values)
 
 
-def export(compressed: CompressedModel, path: Path, options: Options) -> Artifact:
+def export(
+    compressed: CompressedModel, path: Path, options: Options, *, streamed: bool = True
+) -> Artifact:
     """Write ``compressed`` to ``path``.
+
+    Args:
+        compressed: The packed model.
+        path: The package to write; it does not exist.
+        options: What was chosen.
+        streamed: Convert with placeholders and write the numbers weight by weight: less memory, the
+            same file. Packages of several functions are always written whole.
 
     Raises:
         Unsupported: Operators or inputs Core ML has no form for, by name.
         ExportError: coremltools fails for another reason.
     """
+    streamed = streamed and options.context is None
     storage = translate.Storage(
         bits={name: packed.spec.bits for name, packed in compressed.packed.items()},
         choice=Choice(tables=options.tables, late_scale=options.system == "iOS26"),
+        numbers=numbers_of(compressed) if streamed else None,
     )
     with translate.storing(storage), TemporaryDirectory(dir=path.parent) as folder:
         parts = {}
-        for name, module, inputs in functions(compressed, options):
+        for name, module, inputs in functions(compressed, options, hollow=streamed):
             outputs = interface.output_names(module, inputs)
             program = trace(
                 module,
@@ -111,6 +124,9 @@ def export(compressed: CompressedModel, path: Path, options: Options) -> Artifac
             parts[name] = Path(folder) / f"{name}.mlpackage"
             record = {"weights": storage.names, "tokens": options.tokens}
             save(model, parts[name], record)
+            del model, program
+            if storage.numbers is not None:
+                fill(parts[name], whole_forms(storage))
         if len(parts) > 1:
             combine(parts, path, record)
         else:
@@ -127,11 +143,14 @@ def export(compressed: CompressedModel, path: Path, options: Options) -> Artifac
 
 
 def functions(
-    compressed: CompressedModel, options: Options
+    compressed: CompressedModel, options: Options, *, hollow: bool = False
 ) -> Iterator[tuple[str, interface.Interface, dict[str, torch.Tensor]]]:
-    """Yield name, module and example inputs of every function of the package."""
+    """Yield name, module and example inputs of every function of the package.
+
+    With ``hollow`` packed weights are placeholders, all zeros.
+    """
     captured = compressed.captured
-    module = build_exportable(compressed)
+    module = build_exportable(compressed, hollow=hollow)
     absorb(module, captured)
     if options.context is None:
         inputs = interface.tensor_inputs(captured, tokens=options.tokens)
@@ -144,6 +163,16 @@ def functions(
     for name, length in {"prefill": options.prefill, "decode": 1}.items():
         tokens = torch.zeros(1, length, dtype=torch.int64)
         yield name, model, {"input_ids": tokens, "positions": torch.arange(length)}
+
+
+def whole_forms(storage: translate.Storage) -> dict[str, Callable[[], Form]]:
+    """Return a way to each weight's numbers, by the name of its value in the program."""
+    assert storage.numbers is not None
+
+    def whole(numbers: Numbers, name: str) -> Form:
+        return form_of(numbers(name), storage.choice)
+
+    return {value: partial(whole, storage.numbers, name) for name, value in storage.names.items()}
 
 
 def describe(form: Form) -> str:

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesparse.packed import matrix_shape
+from edgesparse.packed import Codes, matrix_shape
 
 SHIFT_SCALE = "constexpr_blockwise_shift_scale"
 SPARSE_SHIFT_SCALE = "constexpr_sparse_blockwise_shift_scale"
@@ -136,6 +136,21 @@ def chain(bits: int, *, masked: bool, table: bool, late_scale: bool = False) -> 
         scale = SPARSE_SHIFT_SCALE if masked else SHIFT_SCALE
         first = (look_up, scale) if table else (scale,)
     return (*first, SPARSE_TO_DENSE) if masked else first
+
+
+def form_of(codes: Codes, choice: Choice = DEFAULT_CHOICE) -> Form:
+    """Return how a weight as the solver chose it is written."""
+    if codes.bits == 16:
+        return value_form(codes.values.astype(np.float32), codes.keep_mask)
+    assert codes.values.dtype == np.int8
+    return code_form(
+        codes.values.view(np.int8),
+        codes.keep_mask,
+        codes.scales.astype(np.float32),
+        group_size=codes.group_size,
+        bits=codes.bits,
+        choice=choice,
+    )
 
 
 def code_form(

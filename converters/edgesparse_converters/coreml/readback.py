@@ -7,7 +7,7 @@ A weight agrees when its mask, every kept code and the scale of every column are
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,11 +138,42 @@ def read_weight(package: Package, name: str, function: str | None = None) -> Wei
         SourceError: There is none, or the weight file contradicts the program.
     """
     producers = _producers(package, function)
+    return _Reader(package, producers).weight(_named(package, producers, name))
+
+
+def stored_blobs(package: Package, name: str) -> dict[str, BlobValue]:
+    """Return where the weight file holds the ``mask`` and ``data`` of an integer weight.
+
+    What is short enough to stand in the program itself is left out.
+
+    Raises:
+        SourceError: There is no such weight.
+    """
+    producers = _producers(package, None)
+    reader = _Reader(package, producers)
+    stored = _stored(reader.chain(_named(package, producers, name)))
+    keys = zip(("mask", "data"), _KEYS[stored.type], strict=True)
+    found = {part: reader.value(stored, key) for part, key in keys if key}
+    return {part: value for part, value in found.items() if isinstance(value, BlobValue)}
+
+
+def _named(package: Package, producers: Mapping[str, Operation], name: str) -> Operation:
+    """Return the last operation of the weight ``name``."""
     for suffix in SUFFIXES:
         operation = producers.get(name + suffix)
         if operation is not None and operation.type.startswith((forms.CONST, "constexpr_")):
-            return _Reader(package, producers).weight(operation)
+            return operation
     raise SourceError(f"{package.path}: the program has no weight {name!r}")
+
+
+def _stored(chain: Iterable[Operation]) -> Operation:
+    """Return the operation of a chain that holds the mask and the stored numbers."""
+    parts = {operation.type: operation for operation in chain}
+    for kind in (forms.LUT_TO_SPARSE, forms.LUT_TO_DENSE, forms.SPARSE_SHIFT_SCALE,
+                 forms.SHIFT_SCALE, forms.SPARSE_TO_DENSE):  # fmt: skip
+        if kind in parts:
+            return parts[kind]
+    return parts[forms.CONST]
 
 
 def _producers(package: Package, function: str | None) -> dict[str, Operation]:
@@ -180,7 +211,7 @@ class _Reader:
 
     def weight(self, last: Operation) -> Weight:
         """Return the weight whose chain ends in ``last``."""
-        chain = self._chain(last)
+        chain = self.chain(last)
         try:
             mask, codes, scales, dtype = self._parts({op.type: op for op in chain})
         except (CallError, KeyError, IndexError, RuntimeError, TypeError) as error:
@@ -197,7 +228,7 @@ class _Reader:
             nbytes=self._nbytes,
         )
 
-    def _chain(self, last: Operation) -> list[Operation]:
+    def chain(self, last: Operation) -> list[Operation]:
         """Return the operations a weight is rebuilt by, first to last."""
         chain = [last]
         while True:
@@ -218,7 +249,7 @@ class _Reader:
         """Return mask, dense codes, scale of every element, and the stored type."""
         table = parts.get(forms.LUT_TO_SPARSE) or parts.get(forms.LUT_TO_DENSE)
         scaled = parts.get(forms.SPARSE_SHIFT_SCALE) or parts.get(forms.SHIFT_SCALE)
-        stored = table or scaled or parts.get(forms.SPARSE_TO_DENSE) or parts[forms.CONST]
+        stored = _stored(parts.values())
         mask_key, data_key = _KEYS[stored.type]
         mask = self._tensor(stored, mask_key) if mask_key else None
         data = self._tensor(stored, data_key)
@@ -240,7 +271,7 @@ class _Reader:
         return mask, codes, everywhere, self._type(stored, data_key)
 
     def _tensor(self, operation: Operation, key: str) -> Tensor:
-        value = self._value(operation, key)
+        value = self.value(operation, key)
         if isinstance(value, BlobValue):
             self._nbytes += self._package.blob_file(value).record(value.offset).nbytes
         array = np.asarray(self._package.constant(value))
@@ -248,10 +279,11 @@ class _Reader:
         return torch.from_numpy(array.astype(kind))
 
     def _type(self, operation: Operation, key: str) -> str:
-        value = self._value(operation, key)
+        value = self.value(operation, key)
         return value.type.dtype if isinstance(value, BlobValue) else str(value.dtype)
 
-    def _value(self, operation: Operation, key: str) -> Any:
+    def value(self, operation: Operation, key: str) -> Any:
+        """Return the constant an operation's parameter is bound to."""
         if operation.type == forms.CONST:
             return operation.attributes["val"]
         binding = operation.inputs[key][0]

@@ -1,8 +1,8 @@
 """From the ``edgesparse::`` operators to ``constexpr_`` operations, on the solver's own numbers.
 
-Registered with coremltools' public ``register_torch_op``. The constants come from the graph, not
-from a side table: what is translated is what was traced. Only how many bits to store is told from
-outside (``Storage``), since four-bit codes may happen to fit into three.
+Registered with coremltools' public ``register_torch_op``. The numbers come from the graph; where it
+was traced with placeholders, by name from the packed model (``Storage.numbers``). How many bits to
+store is told from outside, since four-bit codes may happen to fit into three.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from edgesparse_converters.coreml.forms import (
     Choice,
     Form,
     code_form,
+    form_of,
     value_form,
 )
+from edgesparse_converters.coreml.placeholders import Numbers, hollow, is_hollow
 
 
 @dataclass(kw_only=True)
@@ -42,12 +44,15 @@ class Storage:
     Attributes:
         bits: Bits of each weight's codes, by name.
         choice: What may be chosen about the package.
-        written: Forms written, by name of the weight.
+        numbers: Gives a weight's codes by name when the graph holds none; the program is then
+            written with placeholders, see ``placeholders``. None takes what the graph holds.
+        written: Forms written, by name of the weight; hollow ones where ``numbers`` was given.
         names: Name of the value in the program, by name of the weight; equal weights share one.
     """
 
     bits: Mapping[str, int]
     choice: Choice = DEFAULT_CHOICE
+    numbers: Numbers | None = None
     written: dict[str, Form] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
 
@@ -83,9 +88,12 @@ def register() -> None:
 
 def _dequantize(context: Any, node: Any) -> None:
     """Translate ``edgesparse::dequantize(codes, keep_mask, scales, group_size, name)``."""
-    codes, mask, scales = (_constant(context, node, i) for i in range(3))
     group_size, name = int(node.inputs[3]), str(node.inputs[4])
     storage = _STORAGE.get()
+    if storage.numbers is not None:
+        _add(context, node, name, form_of(storage.numbers(name), storage.choice))
+        return
+    codes, mask, scales = (_constant(context, node, i) for i in range(3))
     form = code_form(
         codes.astype(np.int8, copy=False),
         _mask(mask),
@@ -99,9 +107,13 @@ def _dequantize(context: Any, node: Any) -> None:
 
 def _sparse_values(context: Any, node: Any) -> None:
     """Translate ``edgesparse::sparse_values(values, keep_mask, name)``."""
+    name, storage = str(node.inputs[2]), _STORAGE.get()
+    if storage.numbers is not None:
+        _add(context, node, name, form_of(storage.numbers(name), storage.choice))
+        return
     values, mask = (_constant(context, node, i) for i in range(2))
     form = value_form(values.astype(np.float32, copy=False), _mask(mask))
-    _add(context, node, str(node.inputs[2]), form)
+    _add(context, node, name, form)
 
 
 def _write_places(context: Any, node: Any) -> None:
@@ -141,6 +153,7 @@ def _add(context: Any, node: Any, name: str, form: Form) -> None:
     emitted = context.__dict__.setdefault("_edgesparse_emitted", {})
     key = _digest(form)
     storage = _STORAGE.get()
+    form = form if storage.numbers is None else hollow(form)
     if key not in emitted:
         program_name = unique_name(name, {taken for taken, _ in emitted.values()})
         emitted[key] = program_name, emit(form, program_name)
@@ -194,7 +207,16 @@ def emit(form: Form, name: str) -> Any:
             )
         elif operation == SPARSE_TO_DENSE:
             data = mb.constexpr_sparse_to_dense(nonzero_data=data, mask=mask, name=step_name)
+        if is_hollow(form) and not isinstance(data, np.ndarray):
+            _keep_apart(data.op.inputs, step_name)
     return data
+
+
+def _keep_apart(inputs: Mapping[str, Any], name: str) -> None:
+    """Keep coremltools from merging placeholders, which are all alike, as equal constants."""
+    for parameter, variable in inputs.items():
+        if variable.op.op_type == CONST and parameter.endswith(("mask", "data", "indices")):
+            variable.op.weight_key = f"{name}/{parameter}"
 
 
 def _one_table(form: Form) -> NDArray[Any] | None:
@@ -223,13 +245,14 @@ def _typed(form: Form) -> NDArray[Any]:
         return form.kept.astype(np.int8, copy=False)
     from coremltools.converters.mil.mil import types
 
-    return form.kept.astype(types.np_int4_dtype)
+    return form.kept.view(types.np_int4_dtype)
 
 
 def _bits(array: NDArray[Any], bits: int) -> NDArray[Any]:
     from coremltools.converters.mil.mil import types
 
-    return array.astype(getattr(types, f"np_uint{bits}_dtype"))
+    # A view, since a copy of a placeholder would take the memory it is there to save.
+    return array.view(getattr(types, f"np_uint{bits}_dtype"))
 
 
 def _digest(form: Form) -> bytes:
