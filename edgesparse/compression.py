@@ -168,10 +168,12 @@ def compress_dense_alternative(
 ) -> CompressedModel | None:
     """Run the same job on the plan's equal-byte alternative without sparsity; None without one.
 
-    ``options`` are those of ``compress``.
+    ``options`` are those of ``compress``; its journal is a folder of the plan's own.
     """
     if plan.dense_alternative is None:
         return None
+    if options.get("journal") is not None:
+        options["journal"] = options["journal"] / "alternative"
     return compress(captured, plan.dense_alternative, calibration, **options)
 
 

@@ -44,7 +44,7 @@ def solve_by_rows(
 def put_in_place(codes: Codes, weight: Tensor, statistics: Statistics) -> float:
     """Overwrite ``weight``, float32 [N, K], by the decoded values; return the output error."""
     before = after = 0.0
-    for rows in _pieces(*weight.shape):
+    for rows in _decodable(codes, weight.shape):
         decoded = torch.from_numpy(_rows_of(codes, rows).decode()).to(weight.device)
         before += statistics.output_power(weight[rows])
         after += statistics.output_power(decoded - weight[rows])
@@ -57,6 +57,11 @@ def _are_rows_independent(rule: Rule, spec: FormatSpec) -> bool:
     return rounds and rule.pattern.is_dense
 
 
+def _decodable(codes: Codes, shape: torch.Size) -> Iterator[slice]:
+    """Yield the rows that can be decoded alone; all at once where they share tables."""
+    return iter([slice(0, shape[0])]) if codes.table is not None else _pieces(*shape)
+
+
 def _pieces(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, AT_ONCE // max(columns, 1))
     for begin in range(0, rows, step):
@@ -64,7 +69,7 @@ def _pieces(rows: int, columns: int) -> Iterator[slice]:
 
 
 def _rows_of(codes: Codes, rows: slice) -> Codes:
-    """Return some rows of codes [N, K]; all of them where rows share what they are decoded by."""
+    """Return some rows of codes [N, K]."""
     if rows == slice(0, len(codes.values)):
         return codes
     cut = {name: getattr(codes, name, None) for name in _BY_ROW}

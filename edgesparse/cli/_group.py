@@ -87,8 +87,8 @@ class VerbGroup(click.Group):
             return _fail(_usage(error), error.exit_code)
         except EdgesparseError as error:
             return _fail(str(error), error.exit_code, error, verbosity)
-        except (click.Abort, KeyboardInterrupt):
-            return _fail("interrupted; nothing was left behind", INTERRUPTED)
+        except (click.Abort, KeyboardInterrupt) as error:
+            return _fail(str(error) or "interrupted; nothing was left behind", INTERRUPTED)
         except Exception as error:
             return _fail(_unexpected(error), 1, error, verbosity)
         return code if isinstance(code, int) else 0
