@@ -22,11 +22,12 @@ from edgesparse.batchnorm import find_pairs, fold
 from edgesparse.calibrate import Resources, Statistic, calibrate, calibration_batches
 from edgesparse.calibrate.record import disable_cache
 from edgesparse.calibrate.team import Team
+from edgesparse.calibrate.visit import module_of
 from edgesparse.calibrate.windows import Batch, digest
 from edgesparse.errors import CalibrationError, UsageError
 from edgesparse.footprint import Footprint, fit_in_memory, peak_nbytes
 from edgesparse.journal import Journal, identity
-from edgesparse.layers import LayerRun, Progress, module_of
+from edgesparse.layers import LayerRun, Progress
 from edgesparse.model import CapturedModel, CompressedModel, TensorKind
 from edgesparse.planner import Plan, TensorPlan
 from edgesparse.solve import needs_of
@@ -190,7 +191,7 @@ def _needs_by_module(
         if planned.tensor.kind is TensorKind.EXPERT:
             # Compressed and dense model may send other tokens here: their rows do not pair up.
             wanted -= {Statistic.DENSE_TARGET}
-        needs[module_of(model, planned)] = wanted
+        needs[module_of(model, planned.tensor)] = wanted
     return needs
 
 

@@ -13,6 +13,7 @@ from edgesparse.calibrate import Statistics
 from edgesparse.calibrate.inputs import as_matrix
 from edgesparse.calibrate.residence import Residence, Streamed
 from edgesparse.calibrate.team import Team
+from edgesparse.calibrate.visit import module_of
 from edgesparse.errors import CalibrationError
 from edgesparse.journal import Journal
 from edgesparse.model import CapturedModel
@@ -66,7 +67,7 @@ class LayerRun:
     _packed: dict[str, PackedTensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._by_module = {module_of(self.model, p): name for name, p in self.todo.items()}
+        self._by_module = {module_of(self.model, p.tensor): name for name, p in self.todo.items()}
 
     def residence(self, *, streamed: bool) -> Residence:
         """Return where the model's weights are; streamed ones are read when a part runs."""
@@ -183,10 +184,3 @@ class LayerRun:
             else:
                 value = source[name]
             yield name, value.float() if value.is_floating_point() else value
-
-
-def module_of(model: nn.Module, planned: TensorPlan) -> str:
-    """Return the module whose inputs a tensor is solved on: a linear before an embedding."""
-    paths = [n.rpartition(".")[0] for n in (planned.tensor.name, *planned.tensor.aliases)]
-    linear = [p for p in paths if not isinstance(model.get_submodule(p), nn.Embedding)]
-    return (linear or paths)[0]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from edgesparse.calibrate.driver import calibrate
+from edgesparse.calibrate.driver import Resources, calibrate
 from edgesparse.calibrate.inputs import as_matrix
 from edgesparse.calibrate.record import disable_cache
 from edgesparse.calibrate.statistics import Statistic, Statistics
@@ -48,7 +48,7 @@ def visit(
             see(tensor, as_matrix(model.get_parameter(tensor.name).data), statistics)
 
     by_module = {module: needs[tensor.name] for module, tensor in tensors.items()}
-    calibrate(model, batches, by_module, look, device=device)
+    calibrate(model, batches, by_module, look, resources=Resources(device=device))
 
 
 def module_of(model: nn.Module, tensor: TensorInfo) -> str:

@@ -1,9 +1,9 @@
 """The journal beside an output: where it lies, what an earlier run left there, when it goes.
 
-    out/.classics.journal/            of the output out/classics
-      plan.json                       what was asked for, and the plan that came of it
-      journal.jsonl, *.safetensors    the plan's finished layers
-      alternative/                    those of its equal-byte alternative
+out/.classics.journal/            of the output out/classics
+  plan.json                       what was asked for, and the plan that came of it
+  journal.jsonl, *.safetensors    the plan's finished layers
+  alternative/                    those of its equal-byte alternative
 """
 
 from __future__ import annotations
