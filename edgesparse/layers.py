@@ -67,7 +67,7 @@ class LayerRun:
     _packed: dict[str, PackedTensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._by_module = {module_of(self.model, p.tensor): name for name, p in self.todo.items()}
+        self._by_module = {module_of(self.model, p.tensor): n for n, p in self.todo.items()}
 
     def residence(self, *, streamed: bool) -> Residence:
         """Return where the model's weights are; streamed ones are read when a part runs."""
