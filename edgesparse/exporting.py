@@ -29,6 +29,7 @@ from edgesparse.errors import (
     UsageError,
 )
 from edgesparse.model import CompressedModel
+from edgesparse.packed import SYMMETRIC
 from edgesparse.planner.types import Plan
 from edgesparse.registry import Registry
 from edgesparse.verdict import Artifact, LayerCheck, OutputCheck, Verdict, compare_output
@@ -43,10 +44,12 @@ __all__ = [
     "check_output",
     "compare_output",
     "export",
+    "exporter_of",
     "inspect",
     "nbytes_on_disk",
     "require_exists",
     "run",
+    "schemes_of",
     "suffixes",
     "target_of",
     "validate",
@@ -58,7 +61,8 @@ class Exporter(Protocol):
 
     Attributes:
         suffix: Ending of its files, with the dot; what infers the target from a path.
-        accepts: Names of the formats it can write.
+        accepts: Names of the formats it can write; of their schemes only the symmetric one, unless
+            the row has an attribute ``schemes`` that names others.
         packages: Importable packages it needs.
         extra: The pip extra that installs them.
     """
@@ -196,9 +200,7 @@ def inspect(path: str | Path) -> Mapping[str, Any]:
         SourceError: No such file, or not one of a known target.
     """
     path = Path(path)
-    exporter = _exporter(target_of(path))
-    require_exists(path)
-    return exporter.inspect(path)
+    return exporter_of(path)[1].inspect(path)
 
 
 def run(path: str | Path, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
@@ -215,9 +217,21 @@ def run(path: str | Path, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, ND
         SourceError: No such file, or not one of a known target.
     """
     path = Path(path)
-    exporter = _exporter(target_of(path))
+    return exporter_of(path)[1].run(path, inputs)
+
+
+def exporter_of(path: Path) -> tuple[str, Exporter]:
+    """Return the target of an artifact that exists, and its row.
+
+    Raises:
+        UsageError: No target has files that end so.
+        MissingDependency: The target's tools are not installed.
+        SourceError: No such file.
+    """
+    target = target_of(path)
+    exporter = _exporter(target)
     require_exists(path)
-    return exporter.run(path, inputs)
+    return target, exporter
 
 
 def suffixes() -> dict[str, str]:
@@ -266,7 +280,26 @@ def _exporter(target: str) -> Exporter:
     return exporter
 
 
+def schemes_of(target: str) -> frozenset[str]:
+    """Return the schemes of codes a target holds."""
+    held: frozenset[str] = getattr(EXPORTERS.get(target), "schemes", frozenset({SYMMETRIC}))
+    return held
+
+
 def _refuse_unknown_formats(compressed: CompressedModel, target: str, exporter: Exporter) -> None:
+    schemes = schemes_of(target)
+    shifted = [
+        f"{name} ({packed.spec.scheme})"
+        for name, packed in compressed.packed.items()
+        if packed.spec.scheme not in schemes
+    ]
+    if shifted:
+        raise Unsupported(
+            f"{target} cannot hold {', '.join(shifted[:5])}"
+            + (f" and {len(shifted) - 5} more" if len(shifted) > 5 else "")
+            + f"; its weights are {', '.join(sorted(schemes))}: compress these layers with scheme "
+            f"{SYMMETRIC!r}, or export to another target"
+        )
     wrong = [
         f"{name} ({packed.spec.name})"
         for name, packed in compressed.packed.items()

@@ -12,10 +12,12 @@ from typing import Any
 
 from edgesparse.errors import RecipeError
 from edgesparse.model import TensorInfo, TensorKind
-from edgesparse.packed import ALL_BITS
+from edgesparse.packed import ALL_BITS, SCHEMES, SYMMETRIC, TABLE, scheme_bits
 from edgesparse.pattern import DENSE, Pattern
 
 ADJUSTABLE = frozenset({"bits", "group_size", "sparsity"})
+PER_ROW = "channel"
+"""A recipe file's word for ``group_size = 0``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,12 @@ class Rule:
         pattern: Which weights may stay.
         method: Row of the pruner registry; used when the pattern is not dense.
         bits: 2, 3, 4 or 8 for codes with scales, 16 for float16 values.
-        group_size: Columns per scale; 0 is one scale per row.
+        group_size: Columns per scale; 0 is one scale per row, and so is -1, or ``channel`` in a
+            recipe file. Not looked at with a table.
         quantizer: Row of the quantizer registry; used when bits < 16.
+        scheme: What codes mean: ``symmetric`` is code · scale, ``asymmetric`` is
+            (code - zero) · scale, ``table`` any 4, 8 or 16 float16 values.
+        table_rows: Rows, output channels, that share a table; 0 is one table for the tensor.
         adjustable: Which of ``bits``, ``group_size`` and ``sparsity`` the planner may change to
             meet a budget: those nobody asked for. In a recipe file, the keys left out.
     """
@@ -41,6 +47,8 @@ class Rule:
     bits: int = 16
     group_size: int = 128
     quantizer: str = "gptq"
+    scheme: str = SYMMETRIC
+    table_rows: int = 0
     adjustable: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -52,6 +60,9 @@ class Rule:
             )
         if self.bits not in ALL_BITS:
             raise RecipeError(f"bits is {self.bits}, expected one of {ALL_BITS}")
+        self._check_scheme()
+        if self.group_size == -1:
+            object.__setattr__(self, "group_size", 0)
         if self.group_size and (self.group_size < 8 or self.group_size % 8):
             raise RecipeError(
                 f"group_size is {self.group_size}, expected a multiple of 8, or 0 for one scale "
@@ -62,6 +73,21 @@ class Rule:
                 re.compile(self.name[3:])
             except re.error as error:
                 raise RecipeError(f"name {self.name!r} is no regular expression: {error}") from None
+
+    def _check_scheme(self) -> None:
+        """Check that the scheme is one, and goes with the bits."""
+        if self.scheme not in SCHEMES:
+            raise RecipeError(f"scheme is {self.scheme!r}, expected one of {', '.join(SCHEMES)}")
+        if self.bits not in scheme_bits(self.scheme):
+            raise RecipeError(
+                f"scheme {self.scheme} with {self.bits} bits, expected bits to be one of "
+                f"{scheme_bits(self.scheme)}"
+            )
+        if self.table_rows < 0 or (self.table_rows and self.scheme != TABLE):
+            raise RecipeError(
+                f"table_rows is {self.table_rows} with scheme {self.scheme}; expected rows per "
+                "table with scheme table, or 0"
+            )
 
     def matches(self, tensor: TensorInfo) -> bool:
         """Whether the rule speaks about ``tensor``, under any of its names."""
@@ -122,13 +148,18 @@ class Recipe:
 def rule_to_json(rule: Rule) -> dict[str, Any]:
     """Return the keys a recipe file would have for ``rule``."""
     match = {"kind": rule.kind and rule.kind.value, "name": rule.name}
+    numbers: dict[str, Any] = {} if rule.scheme == TABLE else {"group_size": rule.group_size}
+    if rule.scheme != SYMMETRIC:
+        numbers["scheme"] = rule.scheme
+    if rule.table_rows:
+        numbers["table_rows"] = rule.table_rows
     return {
         "match": {key: value for key, value in match.items() if value is not None},
         "pattern": str(rule.pattern),
         "sparsity": rule.pattern.sparsity,
         "method": rule.method,
         "bits": rule.bits,
-        "group_size": rule.group_size,
+        **numbers,
         "quantizer": rule.quantizer,
         "adjustable": sorted(rule.adjustable),
     }
@@ -158,10 +189,16 @@ def _rule(table: Any, where: str) -> Rule:
     given = {"sparsity" if key == "pattern" else key for key in table}
     match, adjustable = table.pop("match", {}), table.pop("adjustable", ADJUSTABLE - given)
     pattern, sparsity = table.pop("pattern", "unstructured"), table.pop("sparsity", 0.0)
+    if table.get("group_size") == PER_ROW:
+        table["group_size"] = 0
     unknown = sorted(set(table) - _OPTIONS) + sorted(set(match) - {"kind", "name"})
     if unknown:
         known = ", ".join(sorted({"match", "pattern", "sparsity", *_OPTIONS}))
         raise RecipeError(f"{where}: unknown key {unknown[0]!r}; known: {known}")
+    if table.get("scheme") == TABLE and "group_size" in table:
+        raise RecipeError(
+            f"{where}: a table has no group_size; say how many rows share one with table_rows"
+        )
     try:
         return Rule(
             kind=_kind(match["kind"]) if "kind" in match else None,

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from edgesparse.calibrate.statistics import Statistic, Statistics
 from edgesparse.errors import CalibrationError
-from edgesparse.packed import Codes, FormatSpec
+from edgesparse.packed import ASYMMETRIC, TABLE, Codes, FormatSpec
 from edgesparse.prune import PRUNERS, JointPruner, Pruned, Pruner
-from edgesparse.quantize import QUANTIZERS, Quantizer
+from edgesparse.quantize import QUANTIZERS, Quantizer, require_scheme
 from edgesparse.quantize.grid import Grid, to_float16
+from edgesparse.quantize.shifted import ShiftedGrid
+from edgesparse.quantize.table import TableGrid
 from edgesparse.recipe import Rule
 
 JOINT_QUANTIZER = "gptq"
@@ -37,7 +39,7 @@ def solve_tensor(
         weight: float32 [N, K]; not changed.
         statistics: Of its inputs; empty ones count all columns alike.
         rule: Pattern and methods.
-        spec: Bits and group size of the format.
+        spec: Bits, group size and scheme of the format.
 
     Raises:
         CalibrationError: The values found are not finite or exceed float16.
@@ -52,20 +54,32 @@ def solve_tensor(
                 "more calibration data"
             )
         return to_float16(pruned.weight, pruned.keep_mask)
-    grid = Grid(bits=spec.bits, group_size=spec.group_size)
+    grid = grid_of(spec, weight.shape[1])
     if pruner is None:
         return quantizer.quantize(target, statistics, grid, None)
-    if rule.quantizer == JOINT_QUANTIZER and isinstance(pruner, JointPruner):
+    # A table is made for the weights that stay: it needs the mask first.
+    joint = rule.quantizer == JOINT_QUANTIZER and spec.scheme != TABLE
+    if joint and isinstance(pruner, JointPruner):
         return pruner.prune_to_codes(target, statistics, rule.pattern, grid)
     pruned = _pruned(pruner, weight, target, statistics, rule)
     wanted = pruned.weight if pruner.updates else target
     return quantizer.quantize(wanted, statistics, grid, pruned.keep_mask)
 
 
+def grid_of(spec: FormatSpec, columns: int) -> Grid:
+    """Return the numbers a weight of ``columns`` columns may have in the format of ``spec``."""
+    if spec.scheme == TABLE:
+        return TableGrid(bits=spec.bits, group_size=max(1, columns), table_rows=spec.table_rows)
+    kind = ShiftedGrid if spec.scheme == ASYMMETRIC else Grid
+    return kind(bits=spec.bits, group_size=spec.group_size)
+
+
 def _methods(rule: Rule, spec: FormatSpec) -> tuple[Pruner | None, Quantizer | None]:
     """Return the pruner of a sparse rule and the quantizer of one with integer codes."""
     pruner = None if rule.pattern.is_dense else PRUNERS.get(rule.method)
     quantizer = QUANTIZERS.get(rule.quantizer) if spec.bits < 16 else None
+    if quantizer is not None:
+        require_scheme(rule.quantizer, spec.scheme)
     return pruner, quantizer
 
 

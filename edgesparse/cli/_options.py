@@ -111,6 +111,10 @@ def recipe_options(function: F) -> F:
         click.option("--pattern", metavar="PATTERN", help="unstructured, 2:4, 16x1, …"),
         click.option("--bits", type=int, help="Bits of a kept weight: 2, 3, 4, 8 or 16."),
         click.option("--group-size", type=int, help="Columns that share a scale."),
+        click.option(
+            "--scheme", metavar="NAME", help="What codes mean: symmetric, asymmetric or table."
+        ),
+        click.option("--table-rows", type=int, help="Rows that share a table; 0 for one of all."),
         click.option("--method", metavar="NAME", help="How weights are chosen for removal."),
         click.option("--quantizer", metavar="NAME", help="How kept weights get their codes."),
         click.option("--embedding-bits", type=int, help="Bits of embeddings and tied heads."),
@@ -145,6 +149,9 @@ def recipe_from(options: dict[str, Any]) -> Recipe | None:
     return Recipe.from_toml(file)
 
 
+_PLAIN = ("bits", "group_size", "scheme", "table_rows", "method", "quantizer")
+
+
 def _main_rule(given: dict[str, Any]) -> Rule:
     """Return the rule for every compressible tensor that is no embedding."""
     from edgesparse.pattern import Pattern
@@ -154,7 +161,7 @@ def _main_rule(given: dict[str, Any]) -> Rule:
     if "pattern" in given and "sparsity" not in given and ":" not in pattern:
         raise UsageError(f"--pattern {pattern} does not say how much to remove; add --sparsity")
     asked = {"sparsity" if name == "pattern" else name for name in given}
-    chosen = {n: given[n] for n in ("bits", "group_size", "method", "quantizer") if n in given}
+    chosen = {n: given[n] for n in _PLAIN if n in given}
     return replace(
         EVERYTHING,
         pattern=Pattern.parse(pattern, sparsity=given.get("sparsity", 0.0)),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from edgesparse.budget import format_size
 from edgesparse.model import TensorInfo, TensorKind
+from edgesparse.packed import TABLE, scheme_bits
 from edgesparse.pattern import Pattern
 from edgesparse.planner.choose import PORTABLE, choose
 from edgesparse.planner.rates import Sensitivity, alike
@@ -93,8 +94,10 @@ def _variants(tensor: TensorInfo, rule: Rule | None) -> Iterator[Rule | None]:
     if rule is None or not tensor.compressible or not rule.adjustable:
         yield rule
         return
-    bits = BITS if "bits" in rule.adjustable else (rule.bits,)
-    groups = GROUP_SIZES if "group_size" in rule.adjustable else (rule.group_size,)
+    bits = tuple(b for b in BITS if b in scheme_bits(rule.scheme))
+    bits = bits if "bits" in rule.adjustable else (rule.bits,)
+    grouped = "group_size" in rule.adjustable and rule.scheme != TABLE
+    groups = GROUP_SIZES if grouped else (rule.group_size,)
     for b, group_size, pattern in itertools.product(bits, groups, _patterns(tensor, rule)):
         yield replace(rule, bits=b, group_size=group_size, pattern=pattern)
 

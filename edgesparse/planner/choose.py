@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from edgesparse.formats.choice import candidates
-from edgesparse.packed import ALL_BITS, FORMATS, INTEGER_BITS, FormatSpec
+from edgesparse.packed import ALL_BITS, FORMATS, INTEGER_BITS, SYMMETRIC, TABLE, FormatSpec
 from edgesparse.pattern import Pattern
 from edgesparse.recipe import Rule
 
@@ -61,7 +61,7 @@ def choose(
     """Return the smallest storage for ``rule``, or None: dense float16 has no packed form.
 
     Args:
-        rule: Bits, group size and pattern.
+        rule: Bits, group size, scheme and pattern.
         shape: Shape of the weight.
         formats: Names of the formats that may be used.
     """
@@ -69,14 +69,17 @@ def choose(
     for size in shape[1:]:
         columns *= size
     # One scale for a row is a group as wide as the row, in whole octets of columns.
-    group_size = 0 if rule.bits == 16 else rule.group_size or -(-columns // 8) * 8
-    return _smallest(rule.bits, group_size, rule.pattern, shape, formats)
+    has_scales = rule.bits != 16 and rule.scheme != TABLE
+    group_size = (rule.group_size or -(-columns // 8) * 8) if has_scales else 0
+    scheme = (rule.scheme, rule.table_rows)
+    return _smallest(rule.bits, group_size, scheme, rule.pattern, shape, formats)
 
 
 @lru_cache(maxsize=65536)
 def _smallest(
     bits: int,
     group_size: int,
+    scheme: tuple[str, int],
     pattern: Pattern,
     shape: tuple[int, ...],
     formats: frozenset[str],
@@ -85,7 +88,20 @@ def _smallest(
     for name in candidates(pattern, bits=bits):
         if name not in formats or (pattern.is_dense and not name.startswith("dense")):
             continue
-        spec = FORMATS.get(name).spec(group_size=group_size, pattern=pattern)
+        if not _holds(name, scheme[0], pattern):
+            continue
+        spec = FORMATS.get(name).spec(
+            group_size=group_size, pattern=pattern, scheme=scheme[0], table_rows=scheme[1]
+        )
         buffers = FORMATS.get(name).predict_nbytes(spec, shape)
         found.append(Storage(spec, tuple(buffers.items())))
     return min(found, key=lambda storage: storage.nbytes, default=None)
+
+
+def _holds(name: str, scheme: str, pattern: Pattern) -> bool:
+    """Whether a format can hold codes of ``scheme`` under masks of ``pattern``."""
+    if scheme == SYMMETRIC:
+        return True
+    # Without a mask, what is removed needs an entry 0, which a table need not have.
+    dense = name.startswith("dense") and (scheme != TABLE or pattern.is_dense)
+    return dense or name.startswith("bitmask")

@@ -13,25 +13,30 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesparse.packed import SYMMETRIC, TABLE
 from edgesparse.pattern import Pattern
 
 _SHAPE = (64, 1024)
+_ITERATIONS = 30  # of means; what is left then is far below what tensors differ by
 # Scales tried, as fractions of the one that just reaches the largest weight of a group.
 _CLIPS = np.linspace(0.3, 1.0, 15)
 
 
 @lru_cache(maxsize=1024)
-def gaussian_error(bits: int, group_size: int, pattern: Pattern) -> float:
+def gaussian_error(bits: int, group_size: int, pattern: Pattern, scheme: str = SYMMETRIC) -> float:
     """Return the expected relative squared error of a weight.
 
     Args:
         bits: Bits of a code; 16 rounds nothing.
-        group_size: Columns per scale; 0 with 16 bits.
+        group_size: Columns per scale; 0 with 16 bits or a table.
         pattern: What is removed.
+        scheme: What codes mean; a zero is taken to help nothing, as Gaussian weights have none.
     """
     weight = np.random.default_rng(0).standard_normal(_SHAPE)
     kept = _prune(weight, pattern)
-    if bits < 16:
+    if scheme == TABLE:
+        kept = _look_up(kept, bits)
+    elif bits < 16:
         kept = _round(kept, bits, min(group_size, kept.shape[1]))
     weight = weight[: kept.shape[0], : kept.shape[1]]  # what the pattern and groups divide
     return float(((weight - kept) ** 2).sum() / (weight**2).sum())
@@ -53,6 +58,17 @@ def _prune(weight: NDArray[np.float64], pattern: Pattern) -> NDArray[np.float64]
     keep_blocks = norms > np.quantile(norms, pattern.sparsity)
     mask = keep_blocks.repeat(rows, axis=0).repeat(columns, axis=1)
     return np.where(mask, blocks, 0)
+
+
+def _look_up(weight: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
+    """Return ``weight`` with what is not 0 moved to the best table of ``2**bits`` entries."""
+    values = np.sort(weight[weight != 0])
+    entries = np.quantile(values, (np.arange(1 << bits) + 0.5) / (1 << bits))
+    for _ in range(_ITERATIONS):
+        cuts = np.searchsorted(values, (entries[1:] + entries[:-1]) / 2)
+        entries = np.array([part.mean() for part in np.split(values, cuts)])
+    index = np.searchsorted((entries[1:] + entries[:-1]) / 2, weight)
+    return np.where(weight == 0, 0, entries[index])
 
 
 def _round(weight: NDArray[np.float64], bits: int, group_size: int) -> NDArray[np.float64]:

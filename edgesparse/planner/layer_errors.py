@@ -17,6 +17,7 @@ from torch import Tensor
 from edgesparse.calibrate import Statistic, Statistics, calibration_batches
 from edgesparse.calibrate.visit import visit
 from edgesparse.model import CapturedModel, TensorInfo
+from edgesparse.packed import SYMMETRIC
 from edgesparse.planner.candidates import plan_tensor
 from edgesparse.planner.measured import Measured
 from edgesparse.prune import PRUNERS
@@ -90,8 +91,9 @@ def describe(rule: Rule) -> str:
     """
     pruner = "" if rule.pattern.is_dense else f", {PRUNERS.get(rule.method)!r}"
     quantizer = "" if rule.bits == 16 else f", {QUANTIZERS.get(rule.quantizer)!r}"
+    scheme = "" if rule.scheme == SYMMETRIC else f" {rule.scheme} {rule.table_rows}"
     return (
-        f"{rule.pattern} {rule.pattern.sparsity:g}, {rule.bits}-bit g{rule.group_size}"
+        f"{rule.pattern} {rule.pattern.sparsity:g}, {rule.bits}-bit{scheme} g{rule.group_size}"
         f"{pruner}{quantizer}"
     )
 

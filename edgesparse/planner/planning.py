@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgesparse.budget import Budget, format_size
-from edgesparse.errors import BudgetExceeded
+from edgesparse.errors import BudgetExceeded, Unsupported
 from edgesparse.model import CapturedModel
+from edgesparse.packed import SYMMETRIC
 from edgesparse.pattern import DENSE
 from edgesparse.planner.candidates import expected_loss, plan_tensor
 from edgesparse.planner.choose import readable_by
@@ -21,7 +22,7 @@ from edgesparse.planner.peak import memory_terms
 from edgesparse.planner.predict import artifact_prediction, weights_nbytes
 from edgesparse.planner.rates import Sensitivity
 from edgesparse.planner.types import MemoryTerm, Plan, TensorPlan
-from edgesparse.recipe import Recipe
+from edgesparse.recipe import Recipe, Rule
 
 
 def plan(
@@ -46,6 +47,8 @@ def plan(
         BudgetExceeded: No choice keeps the budget; says what could be reached.
         UnknownName: A method, quantizer or target that no registry knows.
         UsageError: The peak memory cannot be predicted, and the budget limits it.
+        RecipeError: A scheme that the rule's quantizer does not find.
+        Unsupported: A scheme that the target does not hold.
 
     Example:
         >>> import torch, edgesparse
@@ -81,6 +84,22 @@ def _check_names(recipe: Recipe, target: str | None) -> None:
 
         if target not in EXPORTERS:
             EXPORTERS.get(target)
+    for rule in recipe.rules:
+        if rule.scheme != SYMMETRIC:
+            _check_scheme(rule, target)
+
+
+def _check_scheme(rule: Rule, target: str | None) -> None:
+    """Refuse a scheme that the rule's quantizer does not find or the target does not hold."""
+    from edgesparse.exporting import schemes_of
+    from edgesparse.quantize import require_scheme
+
+    require_scheme(rule.quantizer, rule.scheme)
+    if target is not None and rule.scheme not in schemes_of(target):
+        raise Unsupported(
+            f"{target} holds no {rule.scheme} codes, which a rule of the recipe asks for; use "
+            f"scheme {SYMMETRIC!r} there, or another target"
+        )
 
 
 def _fit(

@@ -25,7 +25,7 @@ class Rates:
         """Return the predicted loss of storing the tensor as ``spec``; None stores it exactly."""
         if spec is None:
             return 0.0
-        total = gaussian_error(spec.bits, spec.group_size, spec.pattern)
+        total = gaussian_error(spec.bits, spec.group_size, spec.pattern, spec.scheme)
         removed = 0.0 if spec.pattern.is_dense else gaussian_error(16, 0, spec.pattern)
         return self.pruning * removed + self.rounding * max(0.0, total - removed)
 

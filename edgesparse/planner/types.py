@@ -9,7 +9,7 @@ from typing import Any
 from edgesparse.budget import Budget, format_size
 from edgesparse.errors import RecipeError
 from edgesparse.model import TensorInfo, TensorKind
-from edgesparse.packed import FormatSpec
+from edgesparse.packed import SYMMETRIC, FormatSpec
 from edgesparse.pattern import Pattern
 from edgesparse.recipe import Recipe, Rule, rule_to_json
 
@@ -221,7 +221,8 @@ def _row(entry: TensorPlan) -> tuple[str, str, str, str, str]:
         kept = "" if rule.pattern.is_dense else f"{100 * rule.pattern.sparsity:.3g} % "
         shape = "" if str(rule.pattern) == "unstructured" else f"{rule.pattern} "
         group = f" g{spec.group_size}" if spec is not None and spec.group_size else ""
-        done = f"{kept}{shape}{rule.bits}-bit{group}"
+        scheme = "" if rule.scheme == SYMMETRIC else f" {rule.scheme}"
+        done = f"{kept}{shape}{rule.bits}-bit{scheme}{group}"
     size = "×".join(map(str, entry.tensor.shape)) or "1"
     name = spec.name if spec is not None else entry.tensor.dtype
     return entry.tensor.name, size, done, name, format_size(entry.nbytes)

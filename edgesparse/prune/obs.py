@@ -28,12 +28,12 @@ class Swept:
     Attributes:
         weight: float32 [N, K], on the grid if there was one, zero where removed.
         keep_mask: bool [N, K].
-        scales: float32 [N, G], None without a grid or with given column scales.
+        steps: Those of the grid, [N, G, ...]; None without one.
     """
 
     weight: Tensor
     keep_mask: Tensor
-    scales: Tensor | None
+    steps: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def sweep(
     pattern: Pattern | None = None,
     keep_mask: Tensor | None = None,
     grid: Grid | None = None,
-    column_scales: Tensor | None = None,
+    steps: Tensor | None = None,
 ) -> Swept:
     """Fix every column of ``weight`` in order: choose its mask, round it, pass its error on.
 
@@ -82,11 +82,11 @@ def sweep(
         pattern: Choose the mask during the sweep, block by block of columns.
         keep_mask: Or use this one, bool [N, K]; neither keeps everything.
         grid: Round what is kept; None leaves it real.
-        column_scales: Scales for every column, [N, K]; None searches each group's when it begins.
+        steps: Those of the grid, [N, G, ...]; None searches each group's when it begins.
     """
     W, U, K = weight.clone(), factor.upper, weight.shape[1]
     mask = torch.ones_like(W, dtype=torch.bool) if keep_mask is None else keep_mask.clone()
-    found: list[Tensor] = []
+    found: list[Tensor] = [] if steps is None else list(steps.unbind(1))
     width = _block_width(pattern)
     for start in range(0, K, width):
         stop = min(K, start + width)
@@ -100,21 +100,20 @@ def sweep(
             if pattern is not None and pattern.of and column % pattern.of == 0:
                 group = slice(column, min(column + pattern.of, stop))
                 mask[:, group] = keep_highest(_scores(W, factor, group), pattern)
-            if grid is not None and column_scales is None and column % grid.group_size == 0:
+            if grid is not None and steps is None and column % grid.group_size == 0:
                 group = slice(column, min(column + grid.group_size, K))
                 found.append(grid.search_group(W[:, group] * mask[:, group]))
             w = block[:, j]
             q = w
             if grid is not None:
-                scale = found[-1] if column_scales is None else column_scales[:, column]
-                q = grid.codes(w, scale) * scale
+                q = grid.nearest(w, found[column // grid.group_size])
             q = q * mask[:, column]
             error = (w - q) / Ub[j, j]
             block[:, j + 1 :].addr_(error, Ub[j, j + 1 :], alpha=-1)
             block[:, j] = q
             errors[:, j] = error
         W[:, stop:].addmm_(errors, U[part, stop:], alpha=-1)
-    return Swept(weight=W, keep_mask=mask, scales=torch.stack(found, 1) if found else None)
+    return Swept(weight=W, keep_mask=mask, steps=torch.stack(found, 1) if found else None)
 
 
 def _scores(W: Tensor, factor: Factor, part: slice) -> Tensor:

@@ -18,7 +18,7 @@ from edgesparse.packed import Codes
 from edgesparse.pattern import Pattern
 from edgesparse.prune import Pruned
 from edgesparse.prune.obs import Swept, factorize, sweep
-from edgesparse.quantize.grid import Grid, to_codes
+from edgesparse.quantize.grid import Grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +47,14 @@ class SparseGPT:
     ) -> Codes:
         """Prune and round ``weight``, float32 [N, K], in one sweep."""
         swept = self._sweep(weight, statistics, pattern, grid)
-        return codes_of(swept, grid)
+        assert swept.steps is not None
+        return grid.as_codes(swept.weight, swept.steps, swept.keep_mask)
 
     def _sweep(
         self, weight: Tensor, statistics: Statistics, pattern: Pattern, grid: Grid | None
     ) -> Swept:
         factor = factorize(statistics.second_moment(weight.device), self.damping)
         return sweep(weight, factor, pattern=pattern, grid=grid)
-
-
-def codes_of(swept: Swept, grid: Grid) -> Codes:
-    """Return the codes of a sweep that searched its own scales."""
-    assert swept.scales is not None
-    scales = grid.by_column(swept.scales, swept.weight.shape[1])
-    return to_codes((swept.weight / scales).round(), swept.scales, swept.keep_mask, grid)
 
 
 SPARSEGPT = SparseGPT()

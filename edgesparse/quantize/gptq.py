@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from edgesparse.calibrate.statistics import Statistic, Statistics
 from edgesparse.errors import RecipeError
-from edgesparse.packed import Codes
+from edgesparse.packed import SCHEMES, Codes
 from edgesparse.prune.admm import damped, refit
 from edgesparse.prune.obs import factorize, sweep
-from edgesparse.quantize.grid import Grid, to_codes
+from edgesparse.quantize.grid import Grid
 from edgesparse.quantize.refine import refine
+from edgesparse.quantize.table import TableGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class GPTQConfig:
     sweeps: int = 1
     refine_up_to: int = 3
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN, Statistic.DENSE_TARGET})
+    schemes: ClassVar[frozenset[str]] = frozenset(SCHEMES)
 
     def __post_init__(self) -> None:
         if not self.damping > 0:
@@ -47,16 +48,18 @@ class GPTQConfig:
         H = damped(statistics.second_moment(weight.device), self.damping)
         if keep_mask is not None:
             weight = refit(weight * keep_mask, weight, H, keep_mask, steps=self.refit)
+        steps = None
+        if isinstance(grid, TableGrid):
+            steps = grid.search_tables(weight, H.diagonal(), keep_mask)
         factor = factorize(statistics.second_moment(weight.device), self.damping)
-        swept = sweep(weight, factor, keep_mask=keep_mask, grid=grid)
-        assert swept.scales is not None
-        values = torch.round(swept.weight / grid.by_column(swept.scales, weight.shape[1]))
-        scales = swept.scales
+        swept = sweep(weight, factor, keep_mask=keep_mask, grid=grid, steps=steps)
+        assert swept.steps is not None
+        values, steps = swept.weight, swept.steps
         if grid.bits <= self.refine_up_to:
-            values, scales = refine(
-                values, scales, weight, H, grid, keep_mask=keep_mask, sweeps=self.sweeps
+            values, steps = refine(
+                values, steps, weight, H, grid, keep_mask=keep_mask, sweeps=self.sweeps
             )
-        return to_codes(values, scales, keep_mask, grid)
+        return grid.as_codes(values, steps, keep_mask)
 
 
 GPTQ = GPTQConfig()

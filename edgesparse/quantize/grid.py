@@ -4,6 +4,10 @@ Scales have at most 8 significant bits (they are bfloat16 and float16 values at 
 chosen before the codes. A 4-bit code times such a scale has at most 11 significant bits: decoding
 in float16, in float32 or with bfloat16 scales gives the same number bit for bit. A group of zeros
 has scale 1.
+
+What a grid needs beside the codes is its *steps*, a tensor [N, G, ...]: which numbers there are for
+a row and group. Here that is the scale; with zeros (``shifted``) scale and zero; with a table
+(``table``) all of its entries.
 """
 
 from __future__ import annotations
@@ -17,10 +21,10 @@ from torch import Tensor
 from edgesparse.packed import Codes
 
 # Shrinks of the scale that maps the largest weight of a group to the edge of the grid.
-_SHRINKS = torch.linspace(1.0, 0.4, 31).tolist()
-_AT_ONCE = 1 << 24  # floats of one search step: 64 MB
-_SMALLEST = 2.0**-24
-_LARGEST = 2.0**15
+SHRINKS = torch.linspace(1.0, 0.4, 31).tolist()
+AT_ONCE = 1 << 24  # floats of one search step: 64 MB
+SMALLEST = 2.0**-24
+LARGEST = 2.0**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,11 @@ class Grid:
 
     bits: int
     group_size: int
+
+    @property
+    def significant_bits(self) -> int:
+        """Significant bits of a scale."""
+        return 8
 
     @property
     def lowest(self) -> int:
@@ -48,8 +57,43 @@ class Grid:
         """Return the nearest codes as float32; ``scales`` broadcasts against ``weight``."""
         return (weight / scales).round_().clamp_(self.lowest, self.highest)
 
+    def nearest(self, weight: Tensor, steps: Tensor) -> Tensor:
+        """Return the nearest values of the grid for one column.
+
+        Args:
+            weight: float32 [N].
+            steps: Those of the column's group, [N, ...].
+        """
+        return self.codes(weight, steps).mul_(steps)
+
+    def limits(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the lowest and the highest multiple of each scale, broadcasting with scales."""
+        return steps.new_tensor(self.lowest), steps.new_tensor(self.highest)
+
+    def scales(self, steps: Tensor) -> Tensor:
+        """Return the scales [N, G] in ``steps``."""
+        return steps
+
+    def with_scales(self, steps: Tensor, scales: Tensor) -> Tensor:
+        """Return ``steps`` with other scales [N, G]."""
+        return scales
+
+    def round_scale(self, scales: Tensor) -> Tensor:
+        """Return the nearest scales that may be stored; see ``round_scale``."""
+        return round_scale(scales, self.bits)
+
+    def as_codes(self, weight: Tensor, steps: Tensor, keep_mask: Tensor | None) -> Codes:
+        """Return a weight [N, K] that lies on the grid as ``Codes``; None keeps all."""
+        values = (weight / self.by_column(steps, weight.shape[1])).round()
+        return to_codes(values, steps, keep_mask, self)
+
+    def round(self, weight: Tensor, steps: Tensor) -> Tensor:
+        """Return the nearest values of the grid for a whole weight [N, K]."""
+        by_column = self.by_column(steps, weight.shape[1])
+        return self.codes(weight, by_column).mul_(by_column)
+
     def search_group(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
-        """Return the scale of every row of one group, float32 [N].
+        """Return the steps of every row of one group: the scale, float32 [N].
 
         Tries 31 shrinks of the full range and keeps the least ``sum(importance · error²)``.
 
@@ -58,9 +102,9 @@ class Grid:
             importance: float32 [g], not negative; None counts all alike.
         """
         largest = weight.abs().amax(1)
-        shrinks = torch.tensor(_SHRINKS, device=weight.device)
+        shrinks = torch.tensor(SHRINKS, device=weight.device)
         scales = round_scale(largest[:, None] * shrinks / (-self.lowest - 0.5), self.bits)
-        rows = max(1, _AT_ONCE // (weight.shape[1] * len(_SHRINKS)))
+        rows = max(1, AT_ONCE // (weight.shape[1] * len(SHRINKS)))
         chosen = [
             self._best(w, s, importance)
             for w, s in zip(torch.split(weight, rows), torch.split(scales, rows), strict=True)
@@ -75,7 +119,7 @@ class Grid:
         return scales.gather(1, cost.argmin(1, keepdim=True))[:, 0]
 
     def search(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
-        """Return the scales of a whole weight, float32 [N, G]; see ``search_group``.
+        """Return the steps of a whole weight, [N, G, ...]; see ``search_group``.
 
         Args:
             weight: float32 [N, K].
@@ -90,19 +134,26 @@ class Grid:
         )
 
     def by_column(self, scales: Tensor, columns: int) -> Tensor:
-        """Return scales [N, G] repeated for each column, [N, K]."""
+        """Return scales or zeros [N, G] repeated for each column, [N, K]."""
         wide = scales[:, :, None].expand(-1, -1, self.group_size)
         return wide.reshape(len(scales), -1)[:, :columns]
 
 
 def round_scale(scales: Tensor, bits: int) -> Tensor:
     """Return the nearest scales that are bfloat16 and float16 values and overflow neither."""
-    largest = _LARGEST / (1 << (bits - 1))
-    clamped = scales.clamp(_SMALLEST, largest)
-    return clamped.to(torch.bfloat16).to(torch.float16).float().clamp_(min=_SMALLEST)
+    largest = LARGEST / (1 << (bits - 1))
+    clamped = scales.clamp(SMALLEST, largest)
+    return clamped.to(torch.bfloat16).to(torch.float16).float().clamp_(min=SMALLEST)
 
 
-def to_codes(values: Tensor, scales: Tensor, keep_mask: Tensor | None, grid: Grid) -> Codes:
+def to_codes(
+    values: Tensor,
+    scales: Tensor,
+    keep_mask: Tensor | None,
+    grid: Grid,
+    *,
+    zeros: Tensor | None = None,
+) -> Codes:
     """Return the solver's tensors as ``Codes`` of shape [N, K].
 
     Args:
@@ -110,6 +161,7 @@ def to_codes(values: Tensor, scales: Tensor, keep_mask: Tensor | None, grid: Gri
         scales: float32 [N, G] that ``round_scale`` made.
         keep_mask: bool [N, K], or None for all kept.
         grid: The grid the codes lie on.
+        zeros: Of the asymmetric grid, [N, G].
     """
     if keep_mask is None:
         keep_mask = torch.ones_like(values, dtype=torch.bool)
@@ -119,6 +171,7 @@ def to_codes(values: Tensor, scales: Tensor, keep_mask: Tensor | None, grid: Gri
         keep_mask=keep_mask.cpu().numpy(),
         bits=grid.bits,
         group_size=grid.group_size,
+        zeros=None if zeros is None else zeros.to(torch.int8).cpu().numpy(),
     )
 
 

@@ -1,11 +1,11 @@
-"""Coordinate descent on codes and scales after a one-pass rounding.
+"""Coordinate descent on what a one-pass rounding found: values, and the steps of the grid.
 
 For a fixed mask the error of a row is ``f(q) = (q - v) H (q - v)ᵀ``. One column at a time, with the
-gradient ``G = (q - v) H`` kept up to date, the best code is the grid point nearest to
-``q_j - G_j / H_jj``; one group at a time, with codes ``c``, the best scale is
-``s - G_g·c / (c H_gg cᵀ)``. Neither step can raise ``f`` except by the rounding of a scale, and
-such a step is not taken. (Coordinate descent on codes: Behdin et al. 2023, QuantEase,
-arXiv 2309.01885.)
+gradient ``G = (q - v) H`` kept up to date, the best value is the grid's nearest to
+``q_j - G_j / H_jj``. Between such rounds the steps get better: with the multiples ``c`` of a group,
+its best scale is ``s - G_g·c / (c H_gg cᵀ)``; the entries of a table solve one small linear system.
+None of this can raise ``f`` except by rounding what is stored, and such a step is not taken.
+(Coordinate descent on codes: Behdin et al. 2023, QuantEase, arXiv 2309.01885.)
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgesparse.quantize.grid import Grid, round_scale
+from edgesparse.quantize.grid import Grid
+from edgesparse.quantize.table import TableGrid
 
 _WIDTH = 128
 
 
 def refine(
-    codes: Tensor,
-    scales: Tensor,
+    values: Tensor,
+    steps: Tensor,
     target: Tensor,
     H: Tensor,
     grid: Grid,
@@ -28,60 +29,114 @@ def refine(
     keep_mask: Tensor | None,
     sweeps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return better (codes, scales) for ``target``, both float32, [N, K] and [N, G].
+    """Return better (values, steps) for ``target``.
 
     Args:
-        codes: Integers in float32 [N, K], 0 where removed.
-        scales: float32 [N, G].
+        values: A weight on the grid, float32 [N, K], 0 where removed.
+        steps: Those of the grid, [N, G, ...].
         target: The weight to come close to, float32 [N, K].
         H: Damped second moment of the inputs, float32 [K, K], positive diagonal.
-        grid: Where codes and scales may lie.
+        grid: Where values and steps may lie.
         keep_mask: bool [N, K]; None keeps all.
-        sweeps: Rounds of all scales and all codes.
+        sweeps: Rounds of all steps and all values.
     """
-    codes, scales = codes.clone(), scales.clone()
+    values = values.clone()
     for _ in range(sweeps):
-        gradient = (codes * grid.by_column(scales, codes.shape[1]) - target) @ H
-        _refit_scales(codes, scales, gradient, H, grid)
-        _descend(codes, grid.by_column(scales, codes.shape[1]), gradient, H, grid, keep_mask)
-    return codes, scales
+        if isinstance(grid, TableGrid):
+            values, steps = _refit_tables(values, steps, target, H, grid, keep_mask)
+            gradient = (values - target) @ H
+        else:
+            gradient = (values - target) @ H
+            steps = _refit_scales(values, steps, gradient, H, grid)
+        _descend(values, steps, gradient, H, grid, keep_mask)
+    return values, steps
 
 
-def _refit_scales(codes: Tensor, scales: Tensor, G: Tensor, H: Tensor, grid: Grid) -> None:
-    """Move each group's scale to its best value on the 8-bit lattice; all in place."""
+def _refit_scales(values: Tensor, steps: Tensor, G: Tensor, H: Tensor, grid: Grid) -> Tensor:
+    """Return steps with each scale at its best storable value; moves ``values`` and ``G``."""
+    scales = grid.scales(steps).clone()
     for g in range(scales.shape[1]):
         part = slice(g * grid.group_size, (g + 1) * grid.group_size)
-        c = codes[:, part]
+        c = (values[:, part] / scales[:, g, None]).round_()
         slope = (G[:, part] * c).sum(1)
         curvature = ((c @ H[part, part]) * c).sum(1)
         step = -slope / curvature.clamp(min=1e-30)
-        new = round_scale(scales[:, g] + step, grid.bits)
+        new = grid.round_scale(scales[:, g] + step)
         change = new - scales[:, g]
         better = change * (2 * slope + change * curvature) < 0
         change = torch.where(better & (scales[:, g] + step > 0), change, 0)
         scales[:, g] += change
+        values[:, part] = c * scales[:, g, None]
         G.addmm_(c * change[:, None], H[part])
+    return grid.with_scales(steps, scales)
+
+
+def _refit_tables(
+    values: Tensor,
+    steps: Tensor,
+    target: Tensor,
+    H: Tensor,
+    grid: TableGrid,
+    keep_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return values and steps with each table at its best entries for the indices there are.
+
+    With ``E_e`` the 0/1 matrix of the weights that have entry e, the entries t solve
+    ``A t = b``, ``A_ef = sum(E_e H · E_f)`` and ``b_e = sum(E_e H · V)``.
+    """
+    index = grid.indices(values, steps)
+    members = [index == e for e in range(1 << grid.bits)]
+    if keep_mask is not None:
+        members = [member & keep_mask for member in members]
+    A, b = _normal_equations(members, target, H)
+    tables = grid.tables_of(steps)
+    for t, rows in enumerate(grid.row_slices(len(values))):
+        At, bt = A[rows].sum(0), b[rows].sum(0)
+        ridge = 1e-9 * At.diagonal().max().clamp(min=1e-30)
+        At.diagonal().add_(ridge)
+        found = torch.linalg.solve(At, bt + ridge * tables[t]).half().double()
+        if bool(torch.isfinite(found).all()) and _cost(found, At, bt) < _cost(tables[t], At, bt):
+            tables[t] = found
+    moved = grid.steps_of(tables, len(values))
+    chosen = moved[:, 0].gather(1, index)
+    # Entries may have changed places: as a table they ascend again, the values stay.
+    return (chosen if keep_mask is None else chosen * keep_mask), moved.sort(-1).values
+
+
+def _normal_equations(members: list[Tensor], target: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A [N, E, E] and b [N, E] of every row, float64."""
+    rows, size = len(target), len(members)
+    A = torch.zeros(rows, size, size, dtype=torch.float64, device=target.device)
+    b = torch.zeros(rows, size, dtype=torch.float64, device=target.device)
+    for e, member in enumerate(members):
+        product = member.float() @ H
+        b[:, e] = (product * target).sum(1)
+        for f in range(e, size):
+            A[:, e, f] = A[:, f, e] = (product * members[f]).sum(1)
+    return A, b
+
+
+def _cost(entries: Tensor, A: Tensor, b: Tensor) -> Tensor:
+    return entries @ A @ entries - 2 * entries @ b
 
 
 def _descend(
-    codes: Tensor, by_column: Tensor, G: Tensor, H: Tensor, grid: Grid, keep_mask: Tensor | None
+    values: Tensor, steps: Tensor, G: Tensor, H: Tensor, grid: Grid, keep_mask: Tensor | None
 ) -> None:
-    """Move every code to its best value in turn; ``codes`` and ``G`` in place."""
+    """Move every value to its best in turn; ``values`` and ``G`` in place."""
     diagonal = H.diagonal()
-    for start in range(0, codes.shape[1], _WIDTH):
+    for start in range(0, values.shape[1], _WIDTH):
         part = slice(start, start + _WIDTH)
         block, Hb = G[:, part], H[part, part]
-        before = codes[:, part].clone()
+        before = values[:, part].clone()
         for j in range(block.shape[1]):
             column = start + j
-            scale = by_column[:, column]
-            wanted = codes[:, column] * scale - block[:, j] / diagonal[column]
-            code = grid.codes(wanted, scale)
+            wanted = values[:, column] - block[:, j] / diagonal[column]
+            value = grid.nearest(wanted, steps[:, column // grid.group_size])
             if keep_mask is not None:
-                code = code * keep_mask[:, column]
-            move = (code - codes[:, column]) * scale
-            block[:, j:].addr_(move, Hb[j, j:])
-            codes[:, column] = code
-        moved = (codes[:, part] - before) * by_column[:, part]
+                value = value * keep_mask[:, column]
+            block[:, j:].addr_(value - values[:, column], Hb[j, j:])
+            values[:, column] = value
+        moved = values[:, part] - before
         G[:, :start].addmm_(moved, H[part, :start])
         G[:, part.stop :].addmm_(moved, H[part, part.stop :])

@@ -53,8 +53,12 @@ def rule_in_words(rule: Rule | None) -> str:
         parts.append(f"{100 * rule.pattern.sparsity:.3g} %{shape}")
     if rule.bits == 16:
         return " + ".join([*parts, "float16"])
+    if rule.scheme == "table":
+        rows = f", {rule.table_rows} rows each" if rule.table_rows else ""
+        return " + ".join([*parts, f"{rule.bits}-bit table"]) + rows
     group = f"g{rule.group_size}" if rule.group_size else "per row"
-    return " + ".join([*parts, f"{rule.bits}-bit"]) + f", {group}"
+    scheme = "" if rule.scheme == "symmetric" else f" {rule.scheme}"
+    return " + ".join([*parts, f"{rule.bits}-bit{scheme}"]) + f", {group}"
 
 
 def plan_in_words(plan: Plan) -> str:

@@ -1,12 +1,17 @@
 """The torch operators ``edgesparse::*``, importable for their effect of being defined.
 
-    dequantize      mask, codes, scales -> weight       a converter finds these constants in a graph
-    sparse_values   mask, float values  -> weight
-    linear          computes from the packed bytes with the numba kernels
-    embedding       likewise, rows by index
+    dequantize          codes, mask, scales -> weight          a converter finds these constants
+    dequantize_shifted  codes, mask, scales, zeros -> weight   in a graph
+    look_up             indices, mask, tables -> weight
+    sparse_values       float values, mask -> weight
+    linear              computes from the packed bytes with the numba kernels
+    embedding           likewise, rows by index
 
-The eager implementations of the first two are the reference decoding. All of them trace through
+The eager implementations of the first four are the reference decoding. All of them trace through
 ``torch.export``; none has a gradient.
+
+The argument ``format`` of the last two is the layout's name, followed by the scheme where that is
+not symmetric: ``bitmask4``, ``bitmask4:asymmetric``, ``dense3:table:64`` (64 rows to a table).
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from edgesparse.errors import CorruptPack
 from edgesparse.formats.operand import DTYPES, open_matrix
-from edgesparse.packed import FORMATS, PackedTensor, matrix_shape
+from edgesparse.packed import FORMATS, SYMMETRIC, FormatSpec, PackedTensor, matrix_shape
 from edgesparse.pattern import DENSE
 
 DECODE_ABOVE_ROWS = 16
@@ -36,7 +41,14 @@ _SIGNED = {"uint64": np.int64, "uint32": np.int32}  # torch computes little with
 
 @dataclass(frozen=True)
 class PackedArguments:
-    """The arguments of ``edgesparse::linear`` and ``embedding`` that say which weight."""
+    """The arguments of ``edgesparse::linear`` and ``embedding`` that say which weight.
+
+    Attributes:
+        buffers: In the order of the byte map.
+        format: Name of the layout and scheme; see the module.
+        shape: Shape of the weight.
+        group_size: Columns per scale; 0 without scales.
+    """
 
     buffers: list[Tensor]
     format: str
@@ -57,7 +69,32 @@ def packed_arguments(packed: PackedTensor) -> PackedArguments:
         for name in names:
             array = packed.buffers[name]
             buffers.append(torch.from_numpy(array.view(_SIGNED.get(str(array.dtype), array.dtype))))
-    return PackedArguments(buffers, layout.name, list(packed.shape), packed.spec.group_size)
+    label = _label(packed.spec)
+    return PackedArguments(buffers, label, list(packed.shape), packed.spec.group_size)
+
+
+def _label(spec: FormatSpec) -> str:
+    """Return the ``format`` of a spec as the operators take it."""
+    rows = f":{spec.table_rows}" if spec.table_rows else ""
+    return spec.name if spec.scheme == SYMMETRIC else f"{spec.name}:{spec.scheme}{rows}"
+
+
+def _spec(label: str, group_size: int) -> FormatSpec:
+    """Return the spec of a ``format``; the inverse of ``_label``.
+
+    Raises:
+        CorruptPack: Rows per table that are no number.
+    """
+    name, _, scheme = label.partition(":")
+    scheme, _, rows = scheme.partition(":")
+    if rows and not rows.isdecimal():
+        raise CorruptPack(f"format {label!r}: expected a number of rows after {scheme!r}")
+    return FORMATS.get(name).spec(
+        group_size=group_size,
+        pattern=DENSE,
+        scheme=scheme or SYMMETRIC,
+        table_rows=int(rows or 0),
+    )
 
 
 def linear(x: Tensor, matrix: AnyMatrix, bias: Tensor | None = None) -> Tensor:
@@ -119,6 +156,60 @@ def _dequantize_shape(
     codes: Tensor, keep_mask: Tensor, scales: Tensor, group_size: int, name: str
 ) -> Tensor:
     return codes.new_empty(codes.shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("edgesparse::dequantize_shifted", mutates_args=())
+def _dequantize_shifted(
+    codes: Tensor, keep_mask: Tensor, scales: Tensor, zeros: Tensor, group_size: int, name: str
+) -> Tensor:
+    """Return the weight ``(codes - zeros) * scales`` where kept, else 0.
+
+    Args:
+        codes: int8, shape of the weight.
+        keep_mask: bool of the same shape, or without elements: all kept.
+        scales: float32 [N, ceil(K / group_size)].
+        zeros: int8 of that shape.
+        group_size: Columns per scale and zero.
+        name: Name of the weight, for whoever reads the graph.
+    """
+    rows, columns = matrix_shape(tuple(codes.shape))
+    by_column = scales.repeat_interleave(group_size, dim=1)[:, :columns]
+    shift = zeros.float().repeat_interleave(group_size, dim=1)[:, :columns]
+    weight = ((codes.reshape(rows, columns) - shift) * by_column).reshape(codes.shape)
+    return torch.where(keep_mask, weight, 0.0) if keep_mask.numel() else weight
+
+
+@_dequantize_shifted.register_fake
+def _dequantize_shifted_shape(
+    codes: Tensor, keep_mask: Tensor, scales: Tensor, zeros: Tensor, group_size: int, name: str
+) -> Tensor:
+    return codes.new_empty(codes.shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("edgesparse::look_up", mutates_args=())
+def _look_up(
+    indices: Tensor, keep_mask: Tensor, table: Tensor, table_rows: int, name: str
+) -> Tensor:
+    """Return the weight ``table[row // table_rows, index]`` where kept, else 0.
+
+    Args:
+        indices: int8, shape of the weight.
+        keep_mask: bool of the same shape, or without elements: all kept.
+        table: float32 [tables, entries].
+        table_rows: Rows that share a table; 0 for one table of all.
+        name: Name of the weight, for whoever reads the graph.
+    """
+    rows, columns = matrix_shape(tuple(indices.shape))
+    which = torch.arange(rows, device=table.device) // (table_rows or max(rows, 1))
+    weight = table[which].gather(1, indices.reshape(rows, columns).long()).reshape(indices.shape)
+    return torch.where(keep_mask, weight, 0.0) if keep_mask.numel() else weight
+
+
+@_look_up.register_fake
+def _look_up_shape(
+    indices: Tensor, keep_mask: Tensor, table: Tensor, table_rows: int, name: str
+) -> Tensor:
+    return indices.new_empty(indices.shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("edgesparse::sparse_values", mutates_args=())
@@ -197,9 +288,8 @@ def _matrix(
     if buffers and buffers[0] in _opened and _opened[buffers[0]][0] == key:
         known: AnyMatrix = _opened[buffers[0]][1]
         return known
-    layout = FORMATS.get(name)
-    spec = layout.spec(group_size=group_size, pattern=DENSE)
-    names = list(layout.predict_nbytes(spec, tuple(shape)))
+    spec = _spec(name, group_size)
+    names = list(FORMATS.get(spec.name).predict_nbytes(spec, tuple(shape)))
     if len(names) != len(buffers):
         raise CorruptPack(f"{name}: {len(buffers)} buffers, expected {', '.join(names)}")
     # Detached: an array holds its tensor, and must not keep the cache's own key alive.

@@ -1,4 +1,4 @@
-"""What stands in the place of a packed parameter: its bytes, or its mask, codes and scales."""
+"""What stands in the place of a packed parameter: its bytes, or its mask, codes and numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgesparse.formats.operand import open_matrix
-from edgesparse.packed import Codes, PackedTensor
+from edgesparse.packed import ASYMMETRIC, TABLE, Codes, PackedTensor
 from edgesparse.runtime.ops import decode, packed_arguments
 
 
@@ -72,7 +72,7 @@ class PackedPayload(nn.Module):
 
 
 class ExportablePayload(nn.Module):
-    """Mask, codes and scales as buffers, and the op that makes the weight of them.
+    """Mask, codes and scales, zeros or tables as buffers, and the op that makes the weight.
 
     Args:
         name: Name of the tensor, the op's last argument.
@@ -83,18 +83,25 @@ class ExportablePayload(nn.Module):
     codes: Tensor
     keep_mask: Tensor
     scales: Tensor
+    zeros: Tensor
+    table: Tensor
 
     def __init__(self, name: str, codes: Codes, dtype: torch.dtype) -> None:
         super().__init__()
         self.name, self.group_size, self.dtype = name, codes.group_size, dtype
-        self.bits = codes.bits
+        self.bits, self.scheme, self.table_rows = codes.bits, codes.scheme, codes.table_rows
         values = codes.values.astype(np.float32) if codes.bits == 16 else codes.values
         mask = codes.keep_mask
         # An empty mask says "all kept": a converter then writes no mask at all.
         mask = np.zeros(0, np.bool_) if mask.all() else mask
         self.register_buffer("codes", torch.tensor(values))
         self.register_buffer("keep_mask", torch.tensor(mask))
-        self.register_buffer("scales", torch.tensor(codes.scales.astype(np.float32)))
+        if codes.table is None:
+            self.register_buffer("scales", torch.tensor(codes.scales.astype(np.float32)))
+        else:
+            self.register_buffer("table", torch.tensor(codes.table.astype(np.float32)))
+        if codes.zeros is not None:
+            self.register_buffer("zeros", torch.tensor(codes.zeros))
 
     def empty(self) -> None:
         """Replace codes and mask by zeros of their shapes that take no memory."""
@@ -104,12 +111,18 @@ class ExportablePayload(nn.Module):
 
     def weight(self) -> Tensor:
         """Return the weight, shape as captured."""
+        ops = torch.ops.edgesparse
+        weight: Tensor
         if self.bits == 16:
-            weight: Tensor = torch.ops.edgesparse.sparse_values(
-                self.codes, self.keep_mask, self.name
+            weight = ops.sparse_values(self.codes, self.keep_mask, self.name)
+        elif self.scheme == TABLE:
+            weight = ops.look_up(self.codes, self.keep_mask, self.table, self.table_rows, self.name)
+        elif self.scheme == ASYMMETRIC:
+            weight = ops.dequantize_shifted(
+                self.codes, self.keep_mask, self.scales, self.zeros, self.group_size, self.name
             )
         else:
-            weight = torch.ops.edgesparse.dequantize(
+            weight = ops.dequantize(
                 self.codes, self.keep_mask, self.scales, self.group_size, self.name
             )
         return weight if self.dtype == torch.float32 else weight.to(self.dtype)

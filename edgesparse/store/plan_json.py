@@ -103,7 +103,9 @@ def _rule(fields: Fields) -> Rule | None:
     if rule is None:
         return None
     rule.text("pattern"), rule.text("method"), rule.text("quantizer")
-    rule.integer("bits"), rule.integer("group_size"), rule.optional_number("sparsity")
+    rule.integer("bits"), rule.optional_number("sparsity")
+    rule.optional_integer("group_size"), rule.optional_integer("table_rows")
+    rule.optional_text("scheme")
     match = rule.object("match")
     match.optional_text("name"), match.optional_text("kind")
     try:

@@ -142,12 +142,13 @@ class TestRefine:
         mask = weight.abs() > 0.6 if masked else torch.ones_like(weight, dtype=torch.bool)
         grid, H = Grid(bits=3, group_size=32), damped(data.second_moment(), 0.01)
         scales = grid.search(weight * mask)
-        codes = grid.codes(weight * mask, grid.by_column(scales, 160))
+        values = grid.round(weight * mask, scales)
         errors = []
         for sweeps in range(4):
-            c, s = refine(codes, scales, weight, H, grid, keep_mask=mask, sweeps=sweeps)
-            assert not c[~mask].any()
-            gap = c * grid.by_column(s, 160) - weight
+            q, s = refine(values, scales, weight, H, grid, keep_mask=mask, sweeps=sweeps)
+            assert not q[~mask].any()
+            assert torch.equal(q, grid.round(q, s) * mask)
+            gap = q - weight
             errors.append(float(((gap @ H) * gap).sum()))
         assert errors[0] > errors[1] > errors[2] >= errors[3]
 
@@ -155,16 +156,16 @@ class TestRefine:
         # Target (1.4, 1.4), fully correlated inputs: codes (1, 1) miss 0.8 together; moving the
         # first to 2 misses only 0.2 on the other side.
         H = torch.tensor([[1.0, 0.999], [0.999, 1.0]])
-        codes, scales = refine(
+        values, _ = refine(
             torch.tensor([[1.0, 1.0]]), torch.ones(1, 1), torch.tensor([[1.4, 1.4]]), H,
             Grid(bits=4, group_size=2), keep_mask=None, sweeps=0,
         )  # fmt: skip
-        assert codes.tolist() == [[1.0, 1.0]]
-        codes, scales = refine(
+        assert values.tolist() == [[1.0, 1.0]]
+        values, _ = refine(
             torch.tensor([[1.0, 1.0]]), torch.ones(1, 1), torch.tensor([[1.4, 1.4]]), H,
             Grid(bits=4, group_size=2), keep_mask=None, sweeps=1,
         )  # fmt: skip
-        assert abs(float((codes * scales).sum()) - 2.8) < 0.21
+        assert abs(float(values.sum()) - 2.8) < 0.21
 
 
 def test_options_that_cannot_be_are_refused() -> None:

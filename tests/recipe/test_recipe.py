@@ -159,3 +159,48 @@ class TestFiles:
             )
         )
         assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+class TestSchemes:
+    def test_a_recipe_file_says_scheme_and_rows(self, tmp_path):
+        recipe = recipe_file(
+            tmp_path,
+            """
+            [[rule]]
+            scheme = "table"
+            bits = 4
+            table_rows = 16
+            [[rule]]
+            scheme = "asymmetric"
+            bits = 3
+            group_size = "channel"
+            """,
+        )
+        table, shifted = recipe.rules
+        assert (table.scheme, table.bits, table.table_rows) == ("table", 4, 16)
+        assert (shifted.scheme, shifted.bits, shifted.group_size) == ("asymmetric", 3, 0)
+        assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+    def test_symmetric_rules_look_as_they_always_did(self):
+        assert not {"scheme", "table_rows"} & set(Recipe((Rule(bits=4),)).to_json()[0])
+
+    def test_minus_one_is_one_scale_per_row(self):
+        assert Rule(bits=4, group_size=-1) == Rule(bits=4, group_size=0)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"scheme": "affine", "bits": 4}, "scheme is 'affine', expected one of symmetric"),
+            ({"scheme": "table", "bits": 8}, r"table with 8 bits, expected .* \(2, 3, 4\)"),
+            ({"scheme": "asymmetric"}, "asymmetric with 16 bits"),
+            ({"table_rows": 16, "bits": 4}, "table_rows is 16 with scheme symmetric"),
+            ({"scheme": "table", "bits": 4, "table_rows": -1}, "table_rows is -1"),
+        ],
+    )
+    def test_contradictions_are_refused(self, options, message):
+        with pytest.raises(RecipeError, match=message):
+            Rule(**options)
+
+    def test_a_table_with_a_group_size_is_refused(self, tmp_path):
+        with pytest.raises(RecipeError, match="rule 1: a table has no group_size"):
+            recipe_file(tmp_path, '[[rule]]\nscheme = "table"\nbits = 4\ngroup_size = 64\n')

@@ -9,7 +9,7 @@ from torch import nn
 
 import edgesparse
 from edgesparse.model import CompressedModel
-from edgesparse.packed import FORMATS, Codes
+from edgesparse.packed import FORMATS, Codes, table_count
 from edgesparse.pattern import Pattern
 from edgesparse.planner import plan
 from edgesparse.recipe import Recipe, Rule
@@ -42,16 +42,24 @@ def random_codes(shape, spec, seed):
     rng = np.random.default_rng(seed)
     rows, columns = shape[0], int(np.prod(shape[1:]))
     keep = rng.random(shape) >= spec.pattern.sparsity
-    groups = spec.groups(columns)
+    groups, extra = spec.groups(columns), {}
     scales = (rng.integers(128, 256, (rows, groups)) / 8192).astype(np.float16)
     if spec.bits == 16:
         values = (0.05 * rng.standard_normal(shape) * keep).astype(np.float16)
+    elif spec.scheme == "table":
+        values = (rng.integers(0, 2**spec.bits, shape) * keep).astype(np.int8)
+        tables = table_count(rows, spec.table_rows), 2**spec.bits
+        extra = {"table": (0.05 * rng.standard_normal(tables)).astype(np.float16)}
     else:
         limit = 2 ** (spec.bits - 1)
         values = (rng.integers(-limit, limit, shape) * keep).astype(np.int8)
+        if spec.scheme == "asymmetric":
+            # Near 0: whole groups far from it would make sums that float32 cannot tell apart.
+            extra = {"zeros": rng.integers(-2, 2, (rows, groups)).astype(np.int8)}
     return Codes(
-        values=values, scales=scales, keep_mask=keep, bits=spec.bits, group_size=spec.group_size
-    )
+        values=values, scales=scales, keep_mask=keep, bits=spec.bits, group_size=spec.group_size,
+        table_rows=spec.table_rows, **extra,
+    )  # fmt: skip
 
 
 def compress_at_random(captured, recipe):
@@ -82,6 +90,12 @@ RECIPES = {
     "dense4": Recipe((Rule(bits=4, group_size=32),)),
     "dense3": Recipe((Rule(bits=3, group_size=32),)),
     "bitmask4": Recipe((Rule(bits=4, group_size=32, pattern=Pattern(sparsity=0.6)),)),
+    "asymmetric dense4": Recipe((Rule(bits=4, group_size=32, scheme="asymmetric"),)),
+    "asymmetric bitmask3": Recipe(
+        (Rule(bits=3, scheme="asymmetric", pattern=Pattern(sparsity=0.6)),)
+    ),
+    "table dense3": Recipe((Rule(bits=3, scheme="table", table_rows=16),)),
+    "table bitmask4": Recipe((Rule(bits=4, scheme="table", pattern=Pattern(sparsity=0.6)),)),
     "bitmask16": Recipe((Rule(bits=16, pattern=Pattern(sparsity=0.6)),)),
 }
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from edgesparse.errors import CorruptPack
+from edgesparse.errors import CorruptPack, FormatError
 from edgesparse.packed import FORMATS, Codes
 from edgesparse.pattern import DENSE, Pattern
 from edgesparse.runtime import ops
@@ -172,3 +172,33 @@ def test_a_checked_pack_is_forgotten_with_its_tensors():
     del a
     gc.collect()
     assert len(ops._opened) == before
+
+
+def test_dequantize_shifted_by_hand():
+    codes = torch.tensor([[3, -8, 0], [7, 0, 1]], dtype=torch.int8)
+    keep = torch.tensor([[True, True, True], [True, False, True]])
+    scales = torch.tensor([[0.5, 2.0], [0.25, 1.0]])
+    zeros = torch.tensor([[2, -1], [-8, 1]], dtype=torch.int8)
+    arguments = (codes, keep, scales, zeros, 2, "w")
+    expected = torch.tensor([[0.5, -5.0, 2.0], [3.75, 0.0, 0.0]])
+    assert torch.equal(torch.ops.edgesparse.dequantize_shifted(*arguments), expected)
+    torch.library.opcheck(torch.ops.edgesparse.dequantize_shifted.default, arguments)
+
+
+@pytest.mark.parametrize("table_rows", [0, 1, 2])
+def test_look_up_by_hand(table_rows):
+    indices = torch.tensor([[0, 3], [1, 2]], dtype=torch.int8)
+    keep = torch.tensor([[True, True], [False, True]])
+    tables = torch.tensor([[-1.0, 0.25, 2.0, 4.0], [8.0, 16.0, 32.0, 64.0]])
+    table = tables if table_rows == 1 else tables[:1]
+    arguments = (indices, keep, table, table_rows, "w")
+    expected = torch.tensor([[-1.0, 4.0], [0.0, 32.0 if table_rows == 1 else 2.0]])
+    assert torch.equal(torch.ops.edgesparse.look_up(*arguments), expected)
+    torch.library.opcheck(torch.ops.edgesparse.look_up.default, arguments)
+
+
+@pytest.mark.parametrize("label", ["dense4:affine", "dense4:table:x", "dense4:table:-1"])
+def test_a_hostile_format_is_refused(label):
+    a = ops.packed_arguments(make("dense4"))
+    with pytest.raises(FormatError):
+        torch.ops.edgesparse.linear(torch.zeros(1, 300), a.buffers, label, a.shape, 0, None)
