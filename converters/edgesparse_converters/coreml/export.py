@@ -180,7 +180,7 @@ def describe(form: Form) -> str:
     kind = (
         "float16"
         if form.bits == 16
-        else f"{'uint' if form.table is not None else 'int'}{form.bits}"
+        else f"{'uint' if form.is_indexed else 'int'}{form.bits}"
     )
     return f"{' + '.join(form.operations)}, {kind}"
 

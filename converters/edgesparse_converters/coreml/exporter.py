@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesparse.exporting import Artifact, Verdict
+from edgesparse.packed import SCHEMES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +26,7 @@ class CoremlExporter:
         for layout, widths in (("dense", (2, 3, 4, 8)), ("bitmask", (2, 3, 4, 8, 16)))
         for bits in widths
     ) | {"nm4", "n64", "column16", "block16x8"}  # written as mask and kept codes, like bitmask4
+    schemes = frozenset(SCHEMES)
     packages = ("coremltools",)
     extra = "coreml"
 

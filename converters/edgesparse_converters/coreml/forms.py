@@ -1,8 +1,8 @@
 """How one weight is written in a package: which ``constexpr_`` operations, on which arrays.
 
 Core ML (iOS 18) rebuilds a compressed weight from constants by a chain of operations. ``c`` are
-the codes, ``s`` the scales, ``m`` the mask; every chain gives exactly the solver's ``c * s`` where
-``m`` is set and 0 elsewhere:
+the codes, ``s`` the scales, ``i`` indices, ``m`` the mask; every chain gives exactly the solver's
+numbers where ``m`` is set and 0 elsewhere:
 
     bits    nothing removed                            with a mask
     4, 8    blockwise_shift_scale(c, s)                sparse_blockwise_shift_scale(m, c[m], s)
@@ -11,6 +11,11 @@ the codes, ``s`` the scales, ``m`` the mask; every chain gives exactly the solve
               -> lut_to_dense(i, ·)                      -> lut_to_sparse(m, i[m], ·)
                                                          -> sparse_to_dense
     16      an ordinary float16 constant               sparse_to_dense(m, w[m])
+    table   lut_to_dense(i, entries)                   lut_to_sparse(m, i[m], entries)
+                                                         -> sparse_to_dense
+
+Asymmetric codes have their zeros as the ``offset`` of the operation that scales, in the type of
+what it scales; a table of the solver's has one ``lut`` for each block of rows.
 
 There is no int2 or int3 in Core ML: codes of 2 and 3 bits are indices of 2 and 3 bits into a table
 of the 4 or 8 codes, one scaled table per block; where the tables cost more than that saves, the
@@ -30,11 +35,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse.packed import Codes, matrix_shape
+
+T = TypeVar("T", bound=np.generic)
 
 SHIFT_SCALE = "constexpr_blockwise_shift_scale"
 SPARSE_SHIFT_SCALE = "constexpr_sparse_blockwise_shift_scale"
@@ -94,8 +102,12 @@ class Form:
             of the mask; all of the weight, in its shape, when there is no mask.
         mask: bool, True = kept; None when nothing is removed.
         table: int8 code of each index; None when ``kept`` are the codes or values themselves.
-        scales: float32, one per block, as many dimensions as the weight; None with 16 bits.
+        scales: float32, one per block, as many dimensions as the weight; None with 16 bits or
+            entries.
         late_scale: Scale what was looked up rather than the tables.
+        zeros: int8, the zero of each block, shape of ``scales``; None where all are 0.
+        entries: float32, the solver's tables, one for each block of rows, (blocks, 1, …, entries);
+            None without.
     """
 
     bits: int
@@ -105,6 +117,13 @@ class Form:
     table: NDArray[np.int8] | None
     scales: NDArray[np.float32] | None
     late_scale: bool = False
+    zeros: NDArray[np.int8] | None = None
+    entries: NDArray[np.float32] | None = None
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether ``kept`` are indices of a table."""
+        return self.table is not None or self.entries is not None
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -112,8 +131,9 @@ class Form:
         return chain(
             self.bits,
             masked=self.mask is not None,
-            table=self.table is not None,
+            table=self.is_indexed,
             late_scale=self.late_scale,
+            scaled=self.entries is None,
         )
 
     @property
@@ -122,16 +142,24 @@ class Form:
         mask = 0 if self.mask is None else -(-self.mask.size // 8)
         blocks = 0 if self.scales is None else self.scales.size
         tables = 0 if self.table is None else self.table.size * (1 if self.late_scale else blocks)
-        return mask + -(-self.kept.size * self.bits // 8) + tables + 2 * blocks
+        entries = 0 if self.entries is None else 2 * self.entries.size
+        zero_bits = 8 if self.table is not None else self.bits
+        zeros = 0 if self.zeros is None else -(-self.zeros.size * zero_bits // 8)
+        kept = -(-self.kept.size * self.bits // 8)
+        return mask + kept + tables + 2 * blocks + entries + zeros
 
 
-def chain(bits: int, *, masked: bool, table: bool, late_scale: bool = False) -> tuple[str, ...]:
+def chain(
+    bits: int, *, masked: bool, table: bool, late_scale: bool = False, scaled: bool = True
+) -> tuple[str, ...]:
     """Return the operations that rebuild a weight of ``bits`` bits, first to last."""
     if bits == 16:
         return (SPARSE_TO_DENSE,) if masked else (CONST,)
     look_up = LUT_TO_SPARSE if masked else LUT_TO_DENSE
-    if table and not late_scale:
-        first: tuple[str, ...] = (SHIFT_SCALE, look_up)
+    if not scaled:
+        first: tuple[str, ...] = (look_up,)
+    elif table and not late_scale:
+        first = (SHIFT_SCALE, look_up)
     else:
         scale = SPARSE_SHIFT_SCALE if masked else SHIFT_SCALE
         first = (look_up, scale) if table else (scale,)
@@ -143,6 +171,10 @@ def form_of(codes: Codes, choice: Choice = DEFAULT_CHOICE) -> Form:
     if codes.bits == 16:
         return value_form(codes.values.astype(np.float32), codes.keep_mask)
     assert codes.values.dtype == np.int8
+    if codes.table is not None:
+        entries = codes.table.astype(np.float32)
+        indices = codes.values.view(np.int8)
+        return table_form(indices, codes.keep_mask, entries, table_rows=codes.table_rows)
     return code_form(
         codes.values.view(np.int8),
         codes.keep_mask,
@@ -150,6 +182,7 @@ def form_of(codes: Codes, choice: Choice = DEFAULT_CHOICE) -> Form:
         group_size=codes.group_size,
         bits=codes.bits,
         choice=choice,
+        zeros=codes.zeros,
     )
 
 
@@ -161,6 +194,7 @@ def code_form(
     group_size: int,
     bits: int,
     choice: Choice = DEFAULT_CHOICE,
+    zeros: NDArray[np.int8] | None = None,
 ) -> Form:
     """Return how codes with scales are written.
 
@@ -171,6 +205,7 @@ def code_form(
         group_size: Columns per scale.
         bits: 2, 3, 4 or 8.
         choice: What may be chosen about the package.
+        zeros: Zeros of asymmetric codes, shape of ``scales``.
     """
     mask = None if mask is None or mask.all() else mask
     kept = codes if mask is None else codes[mask]
@@ -189,6 +224,41 @@ def code_form(
         table=table,
         scales=blocks,
         late_scale=choice.late_scale and indexed,
+        zeros=None if zeros is None else block_scales(zeros, codes.shape, group_size),
+    )
+
+
+def table_form(
+    indices: NDArray[np.int8],
+    mask: NDArray[np.bool_] | None,
+    table: NDArray[np.float32],
+    *,
+    table_rows: int,
+) -> Form:
+    """Return how indices of the solver's tables are written.
+
+    A package has tables for equal blocks of rows; where ``table_rows`` does not divide the rows,
+    tables are repeated for blocks of gcd(N, table_rows).
+
+    Args:
+        indices: int8, in the shape of the weight.
+        mask: True = kept; None, or all True, when nothing is removed.
+        table: float32, shape (tables, entries).
+        table_rows: Rows that share a table; 0 for one table of all.
+    """
+    mask = None if mask is None or mask.all() else mask
+    kept = (indices if mask is None else indices[mask]).view(np.uint8)
+    rows = indices.shape[0]
+    if table_rows:
+        table = table[np.arange(0, rows, math.gcd(rows, table_rows)) // table_rows]
+    return Form(
+        bits=table.shape[1].bit_length() - 1,
+        shape=indices.shape,
+        kept=kept,
+        mask=mask,
+        table=None,
+        scales=None,
+        entries=table.reshape(len(table), *(1,) * (indices.ndim - 1), -1),
     )
 
 
@@ -199,13 +269,11 @@ def value_form(values: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> F
     return Form(bits=16, shape=values.shape, kept=kept, mask=mask, table=None, scales=None)
 
 
-def block_scales(
-    scales: NDArray[np.float32], shape: tuple[int, ...], group_size: int
-) -> NDArray[np.float32]:
+def block_scales(scales: NDArray[T], shape: tuple[int, ...], group_size: int) -> NDArray[T]:
     """Return one scale per rectangular block, shape (N, number of blocks along each other axis).
 
     Args:
-        scales: float32, shape (N, ceil(K / group_size)).
+        scales: Scales or zeros, shape (N, ceil(K / group_size)).
         shape: Shape of the weight; K is the product of all but the first dimension.
         group_size: Columns per scale, in the row-major order of those dimensions.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from edgesparse.model import TensorInfo
+from edgesparse.packed import ASYMMETRIC, TABLE, FormatSpec
 from edgesparse.planner.types import Plan, TensorPlan
 from edgesparse_converters.coreml.forms import DEFAULT_CHOICE, Choice, block_shape, storage
 
@@ -36,12 +37,25 @@ def weight_nbytes(planned: TensorPlan, choice: Choice) -> int:
     mask = -(-tensor.numel // 8) if masked else 0
     if spec.bits == 16:
         return 2 * kept + mask + 2 * BLOB_NBYTES + bias
+    codes = -(-kept * spec.bits // 8)
+    if spec.scheme == TABLE:
+        return codes + mask + _entries_nbytes(tensor, spec) + (2 + masked) * BLOB_NBYTES + bias
     block = block_shape(tensor.shape, spec.group_size)
     blocks = math.prod(size // width for size, width in zip(tensor.shape, block, strict=True))
     bits, indexed = storage(spec.bits, kept=kept, blocks=blocks, choice=choice)
     tables = (1 << bits) * (1 if choice.late_scale else blocks) if indexed else 0
-    blobs = 2 + masked + indexed
-    return -(-kept * bits // 8) + mask + tables + 2 * blocks + blobs * BLOB_NBYTES + bias
+    shifted = spec.scheme == ASYMMETRIC
+    zeros = -(-blocks * (8 if indexed else bits) // 8) if shifted else 0
+    blobs = 2 + masked + indexed + shifted
+    codes = -(-kept * bits // 8)
+    return codes + mask + tables + 2 * blocks + zeros + blobs * BLOB_NBYTES + bias
+
+
+def _entries_nbytes(tensor: TensorInfo, spec: FormatSpec) -> int:
+    """Return the bytes of the solver's tables, one for each block of rows."""
+    rows = tensor.shape[0]
+    blocks = rows // math.gcd(rows, spec.table_rows) if spec.table_rows else 1
+    return 2 * blocks << spec.bits
 
 
 def _added_bias_nbytes(tensor: TensorInfo) -> int:

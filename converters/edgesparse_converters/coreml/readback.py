@@ -49,7 +49,8 @@ class Weight:
         operations: Chain of operations that rebuild it.
         dtype: Type of the stored codes or values.
         mask: bool, True = kept; None when nothing is removed.
-        codes: Codes or values in the shape of the weight, 0 where removed.
+        codes: What the scales multiply, zeros subtracted, or the values themselves; in the shape of
+            the weight, 0 where removed.
         scales: Scale of every element; None for values.
         nbytes: Bytes in the weight file.
     """
@@ -196,10 +197,22 @@ def compare(weight: Weight, codes: Codes) -> Difference:
         scales = int((weight.scales.reshape(rows, columns) != chosen[:, :columns]).sum())
     return Difference(
         mask=int((mask != codes.keep_mask).sum()),
-        codes=int((weight.codes != codes.values.astype(np.float32)).sum()),
+        codes=int((weight.codes != _multiples(codes)).sum()),
         scales=scales,
         max_abs=float(np.abs(weight.decode() - codes.decode()).max(initial=0.0)),
     )
+
+
+def _multiples(codes: Codes) -> NDArray[np.float32]:
+    """Return what scales multiply, 0 where removed; without scales the values themselves."""
+    if codes.table is not None:
+        return codes.decode()
+    values = codes.values.astype(np.float32)
+    if codes.zeros is None:
+        return values
+    columns = matrix_shape(codes.shape)[1]
+    zeros = np.repeat(codes.zeros.astype(np.float32), codes.group_size, axis=1)[:, :columns]
+    return np.where(codes.keep_mask, values - zeros.reshape(codes.shape), np.float32(0))
 
 
 class _Reader:
@@ -255,7 +268,9 @@ class _Reader:
         data = self._tensor(stored, data_key)
         codes = data if mask is None else fill_mask(mask, data)
         scales = None if scaled is None else self._tensor(scaled, "scale")
-        offset = scaled is not None and "offset" in scaled.inputs
+        offset = None
+        if scaled is not None and "offset" in scaled.inputs:
+            offset = self._tensor(scaled, "offset")
         if table is not None:
             binding = table.inputs["lut"][0]
             early = scaled is not None and binding == scaled.name
@@ -263,9 +278,11 @@ class _Reader:
                 self._tensor(scaled, "data") if early and scaled else self._tensor(table, "lut")
             )
             codes = look_up(codes.long(), tables)
-            scales = scales[..., 0, 0] if early and scales is not None else scales
-        if offset and scaled is not None:
-            codes = codes - spread(self._tensor(scaled, "offset"), codes.shape)
+            if early:  # scale and offset are those of the tables, whose last dimensions are theirs
+                scales = None if scales is None else scales[..., 0, 0]
+                offset = None if offset is None else offset[..., 0, 0]
+        if offset is not None:
+            codes = codes - spread(offset, codes.shape)
         codes = codes.float() if mask is None else torch.where(mask != 0, codes, 0).float()
         everywhere = None if scales is None else spread(scales, codes.shape)
         return mask, codes, everywhere, self._type(stored, data_key)

@@ -32,6 +32,7 @@ from edgesparse_converters.coreml.forms import (
     Form,
     code_form,
     form_of,
+    table_form,
     value_form,
 )
 from edgesparse_converters.coreml.placeholders import Numbers, hollow, is_hollow
@@ -79,6 +80,11 @@ def register() -> None:
 
     register_torch_op(_dequantize, torch_alias=["edgesparse::dequantize", "edgesparse.dequantize"])
     register_torch_op(
+        _dequantize_shifted,
+        torch_alias=["edgesparse::dequantize_shifted", "edgesparse.dequantize_shifted"],
+    )
+    register_torch_op(_look_up, torch_alias=["edgesparse::look_up", "edgesparse.look_up"])
+    register_torch_op(
         _sparse_values, torch_alias=["edgesparse::sparse_values", "edgesparse.sparse_values"]
     )
     register_torch_op(
@@ -89,11 +95,23 @@ def register() -> None:
 def _dequantize(context: Any, node: Any) -> None:
     """Translate ``edgesparse::dequantize(codes, keep_mask, scales, group_size, name)``."""
     group_size, name = int(node.inputs[3]), str(node.inputs[4])
+    _add_codes(context, node, name, group_size, zeros=None)
+
+
+def _dequantize_shifted(context: Any, node: Any) -> None:
+    """Translate ``dequantize_shifted(codes, keep_mask, scales, zeros, group_size, name)``."""
+    group_size, name = int(node.inputs[4]), str(node.inputs[5])
+    _add_codes(context, node, name, group_size, zeros=3)
+
+
+def _add_codes(context: Any, node: Any, name: str, group_size: int, *, zeros: int | None) -> None:
+    """Add codes with scales; ``zeros`` is the place of their zeros among the inputs."""
     storage = _STORAGE.get()
     if storage.numbers is not None:
         _add(context, node, name, form_of(storage.numbers(name), storage.choice))
         return
     codes, mask, scales = (_constant(context, node, i) for i in range(3))
+    shift = None if zeros is None else _constant(context, node, zeros)
     form = code_form(
         codes.astype(np.int8, copy=False),
         _mask(mask),
@@ -101,6 +119,24 @@ def _dequantize(context: Any, node: Any) -> None:
         group_size=group_size,
         bits=storage.bits[name],
         choice=storage.choice,
+        zeros=None if shift is None else shift.astype(np.int8, copy=False),
+    )
+    _add(context, node, name, form)
+
+
+def _look_up(context: Any, node: Any) -> None:
+    """Translate ``edgesparse::look_up(indices, keep_mask, table, table_rows, name)``."""
+    table_rows, name = int(node.inputs[3]), str(node.inputs[4])
+    storage = _STORAGE.get()
+    if storage.numbers is not None:
+        _add(context, node, name, form_of(storage.numbers(name), storage.choice))
+        return
+    indices, mask, table = (_constant(context, node, i) for i in range(3))
+    form = table_form(
+        indices.astype(np.int8, copy=False),
+        _mask(mask),
+        table.astype(np.float32, copy=False),
+        table_rows=table_rows,
     )
     _add(context, node, name, form)
 
@@ -194,10 +230,16 @@ def emit(form: Form, name: str) -> Any:
         elif operation == SHIFT_SCALE and not last:
             table = mb.constexpr_blockwise_shift_scale(**_scaled_tables(form), name=step_name)
         elif operation == SHIFT_SCALE:
-            data = mb.constexpr_blockwise_shift_scale(data=data, scale=form.scales, name=step_name)
+            data = mb.constexpr_blockwise_shift_scale(
+                data=data, scale=form.scales, **_offset(form), name=step_name
+            )
         elif operation == SPARSE_SHIFT_SCALE:
             mask, data = mb.constexpr_sparse_blockwise_shift_scale(
-                data_mask=mask, nonzero_data=data, scale=form.scales, name=step_name
+                data_mask=mask,
+                nonzero_data=data,
+                scale=form.scales,
+                **_offset(form),
+                name=step_name,
             )
         elif operation == LUT_TO_DENSE:
             data = mb.constexpr_lut_to_dense(indices=data, lut=table, name=step_name)
@@ -219,8 +261,21 @@ def _keep_apart(inputs: Mapping[str, Any], name: str) -> None:
             variable.op.weight_key = f"{name}/{parameter}"
 
 
+def _offset(form: Form) -> dict[str, NDArray[Any]]:
+    """Return the zeros of a form in the type of the codes they are taken from."""
+    if form.zeros is None:
+        return {}
+    if form.bits == 4 and form.table is None:
+        from coremltools.converters.mil.mil import types
+
+        return {"offset": form.zeros.view(types.np_int4_dtype)}
+    return {"offset": form.zeros}
+
+
 def _one_table(form: Form) -> NDArray[Any] | None:
-    """Return the table as the look-up takes it, one for the whole weight."""
+    """Return the table as the look-up takes it: the solver's, or one for the whole weight."""
+    if form.entries is not None:
+        return form.entries[..., None]
     if form.table is None:
         return None
     return form.table.reshape((1,) * len(form.shape) + (-1, 1))
@@ -232,14 +287,15 @@ def _scaled_tables(form: Form) -> dict[str, NDArray[Any]]:
     assert form.scales is not None
     scale = form.scales[..., None, None]
     data = np.broadcast_to(form.table[:, None], (*form.scales.shape, form.table.size, 1))
-    return {"data": np.ascontiguousarray(data), "scale": scale}
+    tables = {"data": np.ascontiguousarray(data), "scale": scale}
+    return tables if form.zeros is None else {**tables, "offset": form.zeros[..., None, None]}
 
 
 def _typed(form: Form) -> NDArray[Any]:
     """Return the kept numbers in coremltools' type for their width."""
     if form.bits == 16:
         return form.kept.astype(np.float32, copy=False)
-    if form.table is not None:
+    if form.is_indexed:
         return _bits(form.kept, form.bits)
     if form.bits == 8:
         return form.kept.astype(np.int8, copy=False)
@@ -257,7 +313,7 @@ def _bits(array: NDArray[Any], bits: int) -> NDArray[Any]:
 
 def _digest(form: Form) -> bytes:
     digest = hashlib.sha256(repr((form.bits, form.shape, form.operations)).encode())
-    for array in (form.mask, form.kept, form.table, form.scales):
+    for array in (form.mask, form.kept, form.table, form.scales, form.zeros, form.entries):
         if array is not None:
             digest.update(np.ascontiguousarray(array).data)
     return digest.digest()
