@@ -20,7 +20,7 @@ SHIFT = "constexpr_blockwise_shift_scale"
 SPARSE_SHIFT = "constexpr_sparse_blockwise_shift_scale"
 FORMS = {
     ("asymmetric", 2, 0.0): (SHIFT, "constexpr_lut_to_dense"),
-    ("asymmetric", 3, 0.6): (SHIFT, "constexpr_lut_to_sparse", "constexpr_sparse_to_dense"),
+    ("asymmetric", 2, 0.7): (SHIFT, "constexpr_lut_to_sparse", "constexpr_sparse_to_dense"),
     ("asymmetric", 4, 0.0): (SHIFT,),
     ("asymmetric", 4, 0.5): (SPARSE_SHIFT, "constexpr_sparse_to_dense"),
     ("asymmetric", 8, 0.5): (SPARSE_SHIFT, "constexpr_sparse_to_dense"),
