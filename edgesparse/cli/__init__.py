@@ -10,6 +10,7 @@ from edgesparse.cli._group import VerbGroup
 
 VERBS = {
     "plan": "edgesparse.cli.plan:plan",
+    "prune": "edgesparse.cli.prune:prune",
     "compress": "edgesparse.cli.compress:compress",
     "recover": "edgesparse.cli.recover:recover",
     "inspect": "edgesparse.cli.inspect:inspect",
@@ -18,6 +19,7 @@ VERBS = {
     "export": "edgesparse.cli.export:export",
     "validate": "edgesparse.cli.validate:validate",
     "run": "edgesparse.cli.run:run",
+    "bench": "edgesparse.cli.bench:bench",
     "report": "edgesparse.cli.report:report",
     "device": "edgesparse_device.cli:device",
     "demo": "edgesparse.cli.demo:demo",

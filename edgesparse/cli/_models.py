@@ -16,6 +16,13 @@ def is_compressed(model: str) -> bool:
     return (Path(model) / MANIFEST).is_file()
 
 
+def is_artifact(model: str) -> bool:
+    """Whether ``model`` is named like a file that ``export`` writes."""
+    from edgesparse.exporting import suffixes
+
+    return bool(Path(model).suffix) and Path(model).suffix in suffixes()
+
+
 def open_compressed(model: str | Path, source: str | None) -> CompressedModel:
     """Read a compressed model, every file checked against its hash.
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgesparse.cli._console import remark, show, show_json, working
-from edgesparse.cli._models import open_model
+from edgesparse.cli._models import is_artifact, open_model
 from edgesparse.cli._options import common, source_option, text_option
 from edgesparse.errors import UsageError
 
@@ -38,8 +38,13 @@ def evaluate(
     """Measure MODEL against the dense model it was made from.
 
     A language model is measured on --text, in windows without overlap; any other on --inputs, or
-    on its own example inputs. A compressed model runs on its packed weights.
+    on its own example inputs. A compressed model runs on its packed weights, a .pte or .mlpackage
+    of a language model here on this host: its perplexity alone, with the tokenizer beside it or
+    of --source DIR.
     """
+    if is_artifact(model):
+        _score(Path(model), text, source, window, max_windows, as_json=as_json)
+        return
     opened = open_model(model, source)
     from edgesparse.calibrate import calibration_batches
     from edgesparse.model import CapturedModel
@@ -60,3 +65,29 @@ def evaluate(
         show_json(found.to_json())
     else:
         show(title(captured), evaluation_table(found))
+
+
+def _score(
+    artifact: Path,
+    text: Path | None,
+    source: str | None,
+    window: int,
+    max_windows: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Show how well an artifact predicts a text."""
+    from edgesparse.executing import score_text
+
+    if text is None:
+        raise UsageError("an artifact is measured on a text; give --text FILE")
+    with working("evaluating") as progress:
+        found = score_text(
+            artifact, text, tokenizer=source, window=window, max_windows=max_windows,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        show_json(found.to_json())
+    else:
+        windows = f"{found.windows} windows of {window} tokens"
+        show(f"{artifact.name}: perplexity {found.perplexity:.3f} on {windows}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from edgesparse.cli._console import show_json
-from edgesparse.cli._models import open_model
+from edgesparse.cli._models import is_artifact, open_model
 from edgesparse.cli._options import common, source_option
 
 
@@ -28,17 +30,28 @@ def generate(
     source: str | None,
     as_json: bool,
 ) -> None:
-    """Continue a prompt with MODEL, compressed or dense, as it comes."""
-    opened = open_model(model, source)
-    from edgesparse.runtime import stream
+    """Continue a prompt with MODEL, compressed or dense, as it comes.
 
-    pieces = stream(
-        opened, prompt, tokens=tokens, temperature=temperature, top_k=top_k or None, seed=seed
-    )
+    MODEL may be a .pte or .mlpackage, which then runs here on this host, with the tokenizer beside
+    it or of --source DIR.
+    """
+    sampling: dict[str, Any] = {
+        "tokens": tokens, "temperature": temperature, "top_k": top_k or None, "seed": seed,
+    }  # fmt: skip
+    if is_artifact(model):
+        from edgesparse.executing import stream_text
+
+        pieces = stream_text(model, prompt, tokenizer=source, **sampling)
+    else:
+        opened = open_model(model, source)
+        from edgesparse.runtime import stream
+
+        pieces = stream(opened, prompt, **sampling)
     if as_json:
         show_json({"prompt": prompt, "continuation": "".join(pieces), "seed": seed})
         return
-    click.echo(prompt, nl=False)
+    first = next(pieces, "")  # what is wrong shows before the prompt is echoed
+    click.echo(prompt + first, nl=False)
     for piece in pieces:
         click.echo(piece, nl=False)
     click.echo()

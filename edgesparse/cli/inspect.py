@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgesparse.cli._console import show, show_json
-from edgesparse.cli._models import open_model
+from edgesparse.cli._models import is_artifact, open_model
 from edgesparse.cli._options import common, source_option
 
 if TYPE_CHECKING:
@@ -26,9 +26,8 @@ SHOWN = 40
 def inspect(path: str, source: str | None, show_all: bool, as_json: bool) -> None:
     """Show what is in PATH: a model, a compressed model, or an artifact (.pte, .mlpackage)."""
     from edgesparse.exporting import inspect as inspect_artifact
-    from edgesparse.exporting import suffixes
 
-    if Path(path).suffix and Path(path).suffix in suffixes():
+    if is_artifact(path):
         _show_artifact(
             path, inspect_artifact(path), limit=None if show_all else SHOWN, as_json=as_json
         )

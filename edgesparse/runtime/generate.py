@@ -7,8 +7,8 @@ other model reads its whole prefix again for every token.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.runtime.forward import first_tensor, token_key
 from edgesparse.runtime.modules import build_packed
 from edgesparse.runtime.text import tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def generate(
@@ -62,36 +65,70 @@ def stream(
         SourceError: The prompt is empty or fills the model's context.
     """
     captured = model if isinstance(model, CapturedModel) else model.captured
-    _check(captured, tokens=tokens, temperature=temperature, top_k=top_k)
-    prompt_ids = _encode(captured, prompt)
-    module = build_packed(model) if isinstance(model, CompressedModel) else _dense(model)
-    generator = torch.Generator().manual_seed(seed)
-    step = _Step(module, captured)
-    stop, decode = _end_tokens(captured), tokenizer(captured).decode
-
-    def pieces() -> Iterator[str]:
-        made: list[int] = []
-        shown = ""
-        room = _context(captured) - len(prompt_ids)
-        pending = torch.tensor([prompt_ids])
-        for _ in range(min(tokens, room)):
-            chosen = _choose(step(pending), temperature=temperature, top_k=top_k, rng=generator)
-            if chosen in stop:
-                break
-            made.append(chosen)
-            pending = torch.tensor([[chosen]])
-            text = decode([*prompt_ids, *made])[len(decode(prompt_ids)) :]
-            # A character of several bytes may still be half made: wait for the rest.
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield text[len(shown) :]
-                shown = text
-
-    return pieces()
-
-
-def _check(captured: CapturedModel, *, tokens: int, temperature: float, top_k: int | None) -> None:
     if captured.task != "causal-lm":
         raise UsageError(f"{captured.name} predicts no next token, so it cannot continue a text")
+    check_sampling(tokens=tokens, temperature=temperature, top_k=top_k)
+    prompt_ids = encode(tokenizer(captured), prompt, _context(captured))
+    module = build_packed(model) if isinstance(model, CompressedModel) else _dense(model)
+    return continue_tokens(
+        _Step(module, captured),
+        prompt_ids,
+        decode=tokenizer(captured).decode,
+        stop=_end_tokens(captured),
+        tokens=min(tokens, _context(captured) - len(prompt_ids)),
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+    )
+
+
+def continue_tokens(
+    step: Callable[[Tensor], Tensor],
+    prompt_ids: list[int],
+    *,
+    decode: Callable[[list[int]], str],
+    stop: Collection[int],
+    tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+) -> Iterator[str]:
+    """Yield the continuation of a prompt in pieces of whole characters.
+
+    Args:
+        step: Reads tokens, int64 [1, new], after those before them; returns the logits [V] that
+            follow the last.
+        prompt_ids: The prompt.
+        decode: Tokens to text.
+        stop: Tokens that end a text.
+        tokens: At most so many.
+        temperature: As in ``stream``.
+        top_k: As in ``stream``.
+        seed: As in ``stream``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made: list[int] = []
+    shown = ""
+    pending = torch.tensor([prompt_ids])
+    for _ in range(tokens):
+        chosen = _choose(step(pending), temperature=temperature, top_k=top_k, rng=generator)
+        if chosen in stop:
+            break
+        made.append(chosen)
+        pending = torch.tensor([[chosen]])
+        text = decode([*prompt_ids, *made])[len(decode(prompt_ids)) :]
+        # A character of several bytes may still be half made: wait for the rest.
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(shown) :]
+            shown = text
+
+
+def check_sampling(*, tokens: int, temperature: float, top_k: int | None) -> None:
+    """Refuse options out of range.
+
+    Raises:
+        UsageError: One is.
+    """
     if tokens < 1:
         raise UsageError(f"tokens is {tokens}, expected at least 1")
     if not 0 <= temperature < float("inf"):
@@ -100,15 +137,18 @@ def _check(captured: CapturedModel, *, tokens: int, temperature: float, top_k: i
         raise UsageError(f"top_k is {top_k}, expected at least 1")
 
 
-def _encode(captured: CapturedModel, prompt: str) -> list[int]:
-    """Return the prompt's tokens, checked against the model's context."""
-    ids: list[int] = tokenizer(captured).encode(prompt, add_special_tokens=False).ids
+def encode(spoken: Tokenizer, prompt: str, context: int) -> list[int]:
+    """Return the prompt's tokens, which must leave room in the context.
+
+    Raises:
+        SourceError: There are none, or too many.
+    """
+    ids: list[int] = spoken.encode(prompt, add_special_tokens=False).ids
     if not ids:
         raise SourceError("the prompt is empty; give at least one word to continue")
-    if len(ids) >= _context(captured):
+    if len(ids) >= context:
         raise SourceError(
-            f"the prompt has {len(ids)} tokens, which fills the context of {_context(captured)}; "
-            "shorten it"
+            f"the prompt has {len(ids)} tokens, which fills the context of {context}; shorten it"
         )
     return ids
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgesparse.errors import MissingDependency, SourceError
@@ -49,11 +52,17 @@ def tokenizer(captured: CapturedModel) -> Tokenizer:
             f"{captured.name} has no tokenizer.json, so text means nothing to it; "
             "give inputs instead"
         )
-    return _read_tokenizer(path)
+    return read_tokenizer(path)
 
 
 @lru_cache(maxsize=2)
-def _read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer in a ``tokenizer.json``.
+
+    Raises:
+        SourceError: It cannot be read.
+        MissingDependency: The package tokenizers is not installed.
+    """
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -79,16 +88,31 @@ def token_windows(captured: CapturedModel, text: str, *, window: int, name: str)
         SourceError: Fewer tokens than one window, or tokens the model does not know.
     """
     tokens = tokenizer(captured).encode(text, add_special_tokens=False).ids
-    count = len(tokens) // window
-    if count == 0:
-        raise SourceError(
-            f"{name} has {len(tokens)} tokens, fewer than one window of {window}; give a longer "
-            "text or a smaller window"
-        )
+    windows = cut_windows(tokens, window=window, name=name)
     vocabulary = captured.config.get("vocab_size")
     if isinstance(vocabulary, int) and max(tokens) >= vocabulary:
         raise SourceError(
             f"the tokenizer makes token {max(tokens)}, but the model knows {vocabulary}; "
             "tokenizer and model do not belong together"
         )
-    return torch.tensor(tokens[: count * window]).reshape(count, window)
+    return torch.from_numpy(windows)
+
+
+def cut_windows(tokens: Sequence[int], *, window: int, name: str) -> NDArray[np.int64]:
+    """Return tokens in windows without overlap, int64 [windows, window]; the rest is left out.
+
+    Args:
+        tokens: Of the whole text.
+        window: Tokens in a window, at least one.
+        name: What to call the text in a message.
+
+    Raises:
+        SourceError: Fewer tokens than one window.
+    """
+    count = len(tokens) // window
+    if count == 0:
+        raise SourceError(
+            f"{name} has {len(tokens)} tokens, fewer than one window of {window}; give a longer "
+            "text or a smaller window"
+        )
+    return np.array(tokens[: count * window], np.int64).reshape(count, window)

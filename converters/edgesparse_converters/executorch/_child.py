@@ -1,14 +1,17 @@
 """The process that runs a program, a folder with its inputs given; results are written beside them.
 
 ``run PATH METHOD FOLDER CALLS``      in{i}.npz -> out{i}.npz
-``generate PATH FOLDER TOKENS``       prompt.npy -> tokens.npy, logits.npy
-``score PATH FOLDER``                 windows.npz -> losses.npy
 ``profile PATH METHOD FOLDER RUNS``   in0.npz -> events.etdp
+``time PATH METHOD FOLDER RUNS THREADS``   in0.npz -> times.npy, ms: loading, then each run
+``speak PATH``                        tokens on stdin -> logits on stdout; see ``speaking``
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgesparse_converters.executorch.loading import load_program
+from edgesparse_converters.executorch.loading import load_program, register_kernels
+from edgesparse_converters.executorch.program import read_program
 
 if TYPE_CHECKING:
-    from executorch.runtime import Method
+    from executorch.runtime import Program
 
 
 def run(path: str, method: str, folder: str, calls: str) -> None:
@@ -30,33 +34,6 @@ def run(path: str, method: str, folder: str, calls: str) -> None:
             inputs = [torch.from_numpy(stored[key]) for key in stored.files]
         outputs = loaded.execute(inputs)
         np.savez(Path(folder) / f"out{i}.npz", *[_array(value) for value in outputs])
-
-
-def generate(path: str, folder: str, tokens: str) -> None:
-    """Continue a prompt greedily with the methods ``prefill`` and ``forward``."""
-    program = load_program(Path(path))
-    prefill, forward = program.load_method("prefill"), program.load_method("forward")
-    prompt = np.load(Path(folder) / "prompt.npy", allow_pickle=False)
-    last = _read(prefill, prompt)[-1]
-    made, logits = [int(last.argmax())], [last.numpy()]
-    for position in range(len(prompt), len(prompt) + int(tokens) - 1):
-        row = forward.execute([torch.tensor([[made[-1]]]), torch.tensor([position])])[0]
-        logits.append(row[0, 0].clone().numpy())
-        made.append(int(row[0, 0].argmax()))
-    np.save(Path(folder) / "tokens.npy", np.array(made))
-    np.save(Path(folder) / "logits.npy", np.stack(logits))
-
-
-def score(path: str, folder: str) -> None:
-    """Write the negative log-likelihood of every predicted token."""
-    prefill = load_program(Path(path)).load_method("prefill")
-    losses = []
-    with np.load(Path(folder) / "windows.npz", allow_pickle=False) as stored:
-        for key in stored.files:
-            rows = _read(prefill, stored[key])[:-1]
-            target = torch.from_numpy(stored[key][1:])
-            losses.append(torch.nn.functional.cross_entropy(rows, target, reduction="none"))
-    np.save(Path(folder) / "losses.npy", torch.cat(losses).numpy())
 
 
 def profile(path: str, method: str, folder: str, runs: str) -> None:
@@ -71,29 +48,106 @@ def profile(path: str, method: str, folder: str, runs: str) -> None:
     program.write_etdump_result_to_file(events, buffers)
 
 
-def _read(prefill: Method, tokens: NDArray[np.int64]) -> torch.Tensor:
-    """Return the logits ``[T, V]`` of tokens read from position 0, a part at a time."""
-    width = prefill.metadata.input_tensor_meta(0).sizes()[1]
-    rows = []
-    for begin in range(0, len(tokens), width):
-        part = tokens[begin : begin + width]
-        padded = torch.from_numpy(np.pad(part, (0, width - len(part))))[None]
-        logits = prefill.execute([padded, torch.tensor([begin])])[0]
-        rows.append(logits[0, : len(part)].clone())
-    return torch.cat(rows)
+def time_runs(path: str, method: str, folder: str, runs: str, threads: str) -> None:
+    """Time loading the program and running the method."""
+    from executorch.extension.pybindings import portable_lib
+
+    if int(threads):
+        portable_lib._unsafe_reset_threadpool(int(threads))
+    with np.load(Path(folder) / "in0.npz", allow_pickle=False) as stored:
+        inputs = [torch.from_numpy(stored[key]) for key in stored.files]
+    register_kernels(read_program(Path(path)).operators)
+    moments = [time.perf_counter()]
+    loaded = load_program(Path(path)).load_method(method)
+    moments.append(time.perf_counter())
+    loaded.execute(inputs)  # the first touches every page; it does not count
+    times = []
+    for _ in range(int(runs)):
+        began = time.perf_counter()
+        loaded.execute(inputs)
+        times.append(time.perf_counter() - began)
+    np.save(Path(folder) / "times.npy", 1e3 * np.array([moments[1] - moments[0], *times]))
+
+
+def speak(path: str) -> None:
+    """Read tokens as they come and answer with their logits."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else is printed must not mix with the answers
+    program = load_program(Path(path))
+    reader = Cached(program) if "prefill" in program.method_names else Whole(program)
+    while head := sys.stdin.buffer.read(8):
+        count = int(np.frombuffer(head, np.int64)[0])
+        if count == 0:
+            reader.reset()
+            continue
+        tokens = np.frombuffer(sys.stdin.buffer.read(8 * count), np.int64)
+        answers.write(reader.read(tokens).astype(np.float32).tobytes())
+        answers.flush()
+
+
+class Cached:
+    """Reads through ``prefill`` as far as whole calls fit into the context, else one by one."""
+
+    def __init__(self, program: Program) -> None:
+        self._prefill, self._forward = (
+            program.load_method("prefill"),
+            program.load_method("forward"),
+        )
+        self._width = self._prefill.metadata.input_tensor_meta(0).sizes()[1]
+        self._context = int(program.load_method("get_max_context_len").execute([])[0])
+        self._position = 0
+
+    def reset(self) -> None:
+        """Begin again; what the cache holds is overwritten before it is attended to."""
+        self._position = 0
+
+    def read(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the logits [T, V] of the next tokens."""
+        rows = []
+        while len(tokens):
+            fits = self._position + self._width <= self._context and len(tokens) > 1
+            method, width = (self._prefill, self._width) if fits else (self._forward, 1)
+            part = tokens[:width]
+            padded = torch.from_numpy(np.pad(part, (0, width - len(part))))[None]
+            logits = method.execute([padded, torch.tensor([self._position])])[0]
+            rows.append(logits[0, : len(part)].numpy().copy())
+            self._position += len(part)
+            tokens = tokens[width:]
+        return np.concatenate(rows)
+
+
+class Whole:
+    """Reads all tokens again for every call; the program takes a fixed number of them."""
+
+    def __init__(self, program: Program) -> None:
+        self._forward = program.load_method("forward")
+        self._length = self._forward.metadata.input_tensor_meta(0).sizes()[1]
+        self._tokens = np.zeros(0, np.int64)
+
+    def reset(self) -> None:
+        """Begin again."""
+        self._tokens = self._tokens[:0]
+
+    def read(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the logits [T, V] of the next tokens; what follows them is of no matter."""
+        before = len(self._tokens)
+        self._tokens = np.concatenate([self._tokens, tokens])
+        padded = np.pad(self._tokens, (0, self._length - len(self._tokens)))
+        logits = self._forward.execute([torch.from_numpy(padded)[None]])[0]
+        rows: NDArray[np.float32] = logits[0, before : len(self._tokens)].numpy().copy()
+        return rows
 
 
 def _array(value: object) -> NDArray[Any]:
     return value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
+VERBS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "profile": profile,
+    "time": time_runs,
+    "speak": speak,
+}
+
 if __name__ == "__main__":
-    arguments = sys.argv[2:]
-    if sys.argv[1] == "run":
-        run(*arguments)
-    elif sys.argv[1] == "profile":
-        profile(*arguments)
-    elif sys.argv[1] == "generate":
-        generate(*arguments)
-    else:
-        score(*arguments)
+    VERBS[sys.argv[1]](*sys.argv[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from edgesparse_converters.executorch.program import Program, read_program
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgesparse.executing import LanguageModel, Timing
     from edgesparse.model import CompressedModel
     from edgesparse.planner.types import Plan
     from edgesparse_converters.executorch.lowering import Use
@@ -128,6 +130,21 @@ class ExecutorchExporter:
         from edgesparse_converters.executorch.inspection import inspect
 
         return inspect(read_program(path))
+
+    def open_language_model(self, path: Path) -> AbstractContextManager[LanguageModel]:
+        """Open a program to read tokens, in a child process; see ``edgesparse.executing``."""
+        from edgesparse_converters.executorch.speaking import open_language_model
+
+        return open_language_model(path)
+
+    def measure(self, path: Path, *, runs: int, threads: int | None) -> Timing:
+        """Time ``forward`` on zeros; see ``edgesparse.executing``."""
+        from edgesparse_converters.executorch.profiling import measure
+        from edgesparse_converters.executorch.session import zeros
+
+        program = read_program(path)
+        what = "forward, one token" if "prefill" in program.methods else "forward"
+        return measure(path, zeros(program, "forward"), what=what, runs=runs, threads=threads)
 
     def run(
         self, path: Path, inputs: Mapping[str, NDArray[Any]], *, method: str = "forward"

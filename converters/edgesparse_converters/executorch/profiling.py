@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse.errors import SourceError
+from edgesparse.executing import OperatorTime, Timing
 from edgesparse_converters.executorch.program import read_program
 from edgesparse_converters.executorch.quiet import quiet
 from edgesparse_converters.executorch.session import run_child, store_inputs
-
-
-@dataclass(frozen=True, kw_only=True)
-class OperatorTime:
-    """What the calls of one operator took in one run of a method.
-
-    Attributes:
-        name: The kernel's name; of an operator inside XNNPACK, XNNPACK's own words.
-        calls: How often it is called.
-        milliseconds: All its calls together, the median over runs.
-    """
-
-    name: str
-    calls: int
-    milliseconds: float
 
 
 def profile(
@@ -54,7 +39,8 @@ def profile(
         timeout: Seconds after which it is stopped.
 
     Raises:
-        SourceError: The file is damaged, the runtime failed, or it has no tracer.
+        SourceError: The file is damaged, or the runtime failed.
+        NoTracer: The runtime records no events.
         UsageError: Inputs that the program does not have.
     """
     program = read_program(path)
@@ -63,8 +49,50 @@ def profile(
         run_child(["profile", str(path), method, folder, str(runs)], path, timeout)
         events = Path(folder) / "events.etdp"
         if not events.exists():
-            raise SourceError("this ExecuTorch runtime was built without its event tracer")
+            raise NoTracer("this ExecuTorch runtime was built without its event tracer")
         return _read(events)
+
+
+def measure(
+    path: Path,
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    what: str,
+    runs: int,
+    threads: int | None,
+    timeout: float = 3600.0,
+) -> Timing:
+    """Time loading the program and ``runs`` runs of ``forward``, and where they go.
+
+    Args:
+        path: The ``.pte``.
+        inputs: Arrays by input name.
+        what: What one run is, for people.
+        runs: How many runs to time, after one that is not.
+        threads: How many threads; None leaves it to the runtime.
+        timeout: Seconds after which it is stopped.
+
+    Raises:
+        SourceError: The file is damaged, or the runtime failed.
+    """
+    program = read_program(path)
+    with tempfile.TemporaryDirectory(prefix="edgesparse.") as folder:
+        store_inputs(program, "forward", [inputs], Path(folder))
+        arguments = ["time", str(path), "forward", folder, str(runs), str(threads or 0)]
+        run_child(arguments, path, timeout)
+        load, *times = np.load(Path(folder) / "times.npy", allow_pickle=False).tolist()
+    try:
+        operators = profile(path, inputs, runs=min(runs, 10))
+    except NoTracer:
+        operators = ()
+    return Timing(
+        what=what, load=load, runs=runs, median=float(np.median(times)), fastest=min(times),
+        operators=operators,
+    )  # fmt: skip
+
+
+class NoTracer(SourceError):
+    """The runtime was built without its event tracer."""
 
 
 def _read(events: Path) -> tuple[OperatorTime, ...]:

@@ -94,6 +94,17 @@ DTYPES = {
 }  # fmt: skip
 
 
+def zeros(program: Program, method: str) -> dict[str, NDArray[Any]]:
+    """Return an array of zeros for every input of a method."""
+    plan = program.methods[method]
+    values = [plan["values"][index]["val"] for index in plan["inputs"]]
+    names = read_metadata(program).inputs or tuple(f"input_{i}" for i in range(len(values)))
+    return {
+        name: np.zeros(value["sizes"], DTYPES[value["scalar_type"]])
+        for name, value in zip(names, values, strict=True)
+    }
+
+
 def _checked(name: str, array: NDArray[Any], value: Mapping[str, Any]) -> NDArray[Any]:
     """Refuse what the runtime would refuse with a number, or misread."""
     dtype, sizes = DTYPES[value["scalar_type"]], tuple(value["sizes"])
@@ -118,8 +129,7 @@ def run_child(arguments: list[str], path: Path, timeout: float) -> None:
         MissingTool: The program has packed operators, and no compiler is here to build them.
         SourceError: As above, and a damaged file.
     """
-    if any(name.startswith("edgesparse::") for name in read_program(path).operators):
-        build()  # here, so that a missing compiler is named and not a child that failed
+    build_kernels(read_program(path))
     command = [sys.executable, "-m", CHILD, *arguments]
     try:
         done = subprocess.run(
@@ -128,9 +138,24 @@ def run_child(arguments: list[str], path: Path, timeout: float) -> None:
     except subprocess.TimeoutExpired:
         raise SourceError(f"{path}: still running after {timeout:g} s; it was stopped") from None
     if done.returncode:
-        said = done.stderr.decode(errors="replace")
-        how = f"signal {-done.returncode}" if done.returncode < 0 else "an error"
-        raise SourceError(f"{path}: the runtime ended with {how}: {_reason(said)}")
+        raise failure(path, done.returncode, done.stderr)
+
+
+def build_kernels(program: Program) -> None:
+    """Build our operators if the program has some: a missing compiler is named, not a failed child.
+
+    Raises:
+        MissingTool: No compiler is here.
+    """
+    if any(name.startswith("edgesparse::") for name in program.operators):
+        build()
+
+
+def failure(path: Path, code: int, said: bytes) -> SourceError:
+    """Return the error for a child that ended with ``code`` and these words on stderr."""
+    how = f"signal {-code}" if code < 0 else "an error"
+    words = _reason(said.decode(errors="replace"))
+    return SourceError(f"{path}: the runtime ended with {how}: {words}")
 
 
 def _reason(said: str) -> str:

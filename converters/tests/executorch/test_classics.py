@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from edgesparse_converters.executorch import EXPORTER
 from edgesparse_converters.executorch.profiling import profile
 from edgesparse_converters.executorch.program import read_program
 
+import edgesparse as es
+from edgesparse.cli import main
 from edgesparse.errors import SourceError, UsageError
 from edgesparse.exporting import Artifact, validate
 from edgesparse.model import CompressedModel
+
+CLASSICS = Path(__file__).parents[3] / "examples" / "models" / "classics-4m"
 
 
 def test_the_packed_program_meets_the_budget_and_computes_the_model(
@@ -115,3 +122,42 @@ def test_where_the_time_goes(classics_packed: Artifact) -> None:
     assert [time.milliseconds for time in times] == sorted(
         (time.milliseconds for time in times), reverse=True
     )
+
+
+def test_the_verbs_take_a_program(classics: CompressedModel, classics_packed: Artifact) -> None:
+    """``evaluate``, ``generate`` and ``bench`` run the file itself; this one has no cache."""
+    examples = CLASSICS.parents[1]
+    text = str(examples / "data" / "validation.txt")
+    program, source = str(classics_packed.path), ("--source", str(CLASSICS))
+    windows = ("--window", "16", "--max-windows", "4")
+    found = invoke("evaluate", program, "--text", text, *windows, *source)
+    expected = es.evaluate(classics, text=text, window=16, max_windows=4)
+    assert found["perplexity"] == pytest.approx(expected.perplexity, rel=5e-3)
+    assert (found["windows"], found["tokens"]) == (4, 60)
+
+    options = ("--prompt", "It was a dark", "--tokens", "5", "--temperature", "0")
+    said = invoke("generate", program, *options, *source)["continuation"]
+    expected_text = es.generate(classics, "It was a dark", tokens=5, temperature=0)
+    assert "It was a dark" + said == expected_text
+
+    timed = invoke("bench", program, "--runs", "2", "--threads", "1")
+    assert timed["what"] == "forward"
+    assert 0 < timed["fastest"] <= timed["median"]
+    assert timed["operators"][0]["milliseconds"] > 0
+
+
+def test_a_longer_window_than_the_program_reads_is_told(classics_packed: Artifact) -> None:
+    text = str(CLASSICS.parents[1] / "data" / "validation.txt")
+    result = CliRunner().invoke(
+        main, ["evaluate", str(classics_packed.path), "--text", text, "--source", str(CLASSICS)]
+    )
+    assert result.exit_code == 2
+    assert "a window of 512 tokens; packed.pte reads 2 to 16 at once" in result.stderr
+
+
+def invoke(*arguments: str) -> dict[str, Any]:
+    """Return the JSON of a verb that ends well."""
+    result = CliRunner().invoke(main, [*arguments, "--json"])
+    assert result.exit_code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
