@@ -11,6 +11,7 @@ import edgesparse as es
 from edgesparse.errors import CalibrationError, UsageError
 from edgesparse.model import CapturedModel, CompressedModel, TensorKind
 from edgesparse.recovery import RecoveryProgress, recover
+from edgesparse.recovery.data import draws
 from edgesparse.recovery.latent import LatentWeight
 from edgesparse.recovery.loss import distance
 from edgesparse.runtime.modules import build_decoded
@@ -47,11 +48,14 @@ def divergence(captured: CapturedModel, compressed: CompressedModel) -> float:
         return float(distance(build_decoded(compressed)(input_ids=tokens), wanted, logits=True))
 
 
-@pytest.mark.parametrize("bits", [4, 16])
+@pytest.mark.parametrize(
+    ("bits", "scheme"),
+    [(4, "symmetric"), (16, "symmetric"), (3, "asymmetric"), (2, "table")],
+)
 def test_the_divergence_falls_and_masks_and_formats_stay(
-    captured: CapturedModel, bits: int
+    captured: CapturedModel, bits: int, scheme: str
 ) -> None:
-    before = small(captured, bits)
+    before = small(captured, bits, scheme=scheme)
     after = recover(before, data=TOKENS, steps=60, batch=8, window=16, lr=1e-2)
     assert divergence(captured, after) < 0.7 * divergence(captured, before)
     for name, packed in before.packed.items():
@@ -156,6 +160,25 @@ def test_a_model_that_is_no_language_model_learns_its_outputs() -> None:
     assert error[1] < 0.6 * error[0]
 
 
+def test_noise_replaces_its_part_of_the_tokens_the_same_in_every_run(
+    captured: CapturedModel,
+) -> None:
+    plain, noisy, again = (
+        draws(captured, TOKENS, window=50, batch=40, seed=3, noise=noise)(7)["input_ids"]
+        for noise in (0.0, 0.2, 0.2)
+    )
+    assert torch.equal(noisy, again)
+    # One in 60 of the random tokens is the one it replaces.
+    assert float((noisy != plain).float().mean()) == pytest.approx(0.2 * 59 / 60, abs=0.03)
+    assert int(noisy.min()) >= 0
+    assert int(noisy.max()) < 60
+
+
+def test_noise_needs_a_text(captured: CapturedModel) -> None:
+    with pytest.raises(UsageError, match="tokens of a text"):
+        recover(small(captured), data=[TOKENS[None, :16]], steps=1, noise=0.1)
+
+
 def test_no_limit_is_a_mistake(captured: CapturedModel) -> None:
     with pytest.raises(UsageError, match="needs a limit"):
         recover(small(captured), data=TOKENS)
@@ -168,8 +191,11 @@ def test_too_little_text_is_refused(captured: CapturedModel) -> None:
 
 class TestLatentWeight:
     def test_untrained_it_is_exactly_the_packed_weight(self, captured: CapturedModel) -> None:
-        for bits in (4, 16):
-            for packed in small(captured, bits).packed.values():
+        models = [small(captured, bits) for bits in (4, 16)]
+        models += [small(captured, 3, scheme=scheme) for scheme in ("asymmetric", "table")]
+        models.append(small(captured, 3, scheme="table", table_rows=5))
+        for model in models:
+            for packed in model.packed.values():
                 latent = LatentWeight(packed)
                 assert np.array_equal(latent().detach().numpy(), packed.decode())
                 again = latent.pack(packed.spec.pattern)
@@ -193,3 +219,36 @@ class TestLatentWeight:
         # d/ds of s·clamp(round(w/s)) is round(v) - v inside and the code outside; times s for log s
         wanted = ((2 - 2.25) + 7) * float(scale)
         assert float(latent.log_scales.grad[0, 0]) == pytest.approx(wanted, rel=1e-3)
+
+    def test_by_hand_clipping_follows_the_zero(self, captured: CapturedModel) -> None:
+        packed = next(iter(small(captured, scheme="asymmetric").packed.values()))
+        latent = LatentWeight(packed)
+        assert latent.zeros is not None
+        with torch.no_grad():
+            latent.keep_mask[0, :3] = True
+            latent.zeros[0, 0] = -8  # codes 0 to 15 above it
+            scale = latent.log_scales[0, 0].exp()
+            latent.values[0, :3] = torch.tensor([14.25, -1.0, 90.0]) * scale
+        weight = latent().reshape(latent.values.shape)
+        assert torch.equal(weight[0, :3], torch.tensor([14.0, 0.0, 15.0]) * scale)
+        weight[0, :3].sum().backward()
+        assert latent.values.grad is not None
+        assert latent.values.grad[0, :3].tolist() == [1.0, 0.0, 0.0]
+
+    def test_by_hand_an_entry_learns_from_the_weights_that_take_it(
+        self, captured: CapturedModel
+    ) -> None:
+        packed = next(iter(small(captured, 2, scheme="table").packed.values()))
+        latent = LatentWeight(packed)
+        assert latent.table is not None
+        with torch.no_grad():
+            latent.table.copy_(torch.tensor([[-1.0, 0.0, 1.0, 4.0]]))
+            latent.keep_mask[0, :4] = torch.tensor([True, True, True, False])
+            latent.values[0, :4] = torch.tensor([3.0, 2.75, -0.6, 3.0])
+        weight = latent().reshape(latent.values.shape)
+        assert weight[0, :4].tolist() == [4.0, 4.0, -1.0, 0.0]
+        (weight[0, :4] * torch.tensor([1.0, 2.0, 5.0, 7.0])).sum().backward()
+        deviation = float(latent.table.std())
+        wanted = [5 * deviation, 0.0, 0.0, 3 * deviation]
+        assert latent.log_scales.grad is not None
+        assert latent.log_scales.grad[0].tolist() == pytest.approx(wanted)
