@@ -9,6 +9,7 @@ are updated once with a matrix product.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +74,7 @@ def sweep(
     keep_mask: Tensor | None = None,
     grid: Grid | None = None,
     steps: Tensor | None = None,
+    group_of: Sequence[int] | None = None,
 ) -> Swept:
     """Fix every column of ``weight`` in order: choose its mask, round it, pass its error on.
 
@@ -83,6 +85,8 @@ def sweep(
         keep_mask: Or use this one, bool [N, K]; neither keeps everything.
         grid: Round what is kept; None leaves it real.
         steps: Those of the grid, [N, G, ...]; None searches each group's when it begins.
+        group_of: Group of each column, for columns that were put into another order; needs
+            ``steps``. None for groups of neighbours.
     """
     W, U, K = weight.clone(), factor.upper, weight.shape[1]
     mask = torch.ones_like(W, dtype=torch.bool) if keep_mask is None else keep_mask.clone()
@@ -106,7 +110,8 @@ def sweep(
             w = block[:, j]
             q = w
             if grid is not None:
-                q = grid.nearest(w, found[column // grid.group_size])
+                group_index = group_of[column] if group_of else column // grid.group_size
+                q = grid.nearest(w, found[group_index])
             q = q * mask[:, column]
             error = (w - q) / Ub[j, j]
             block[:, j + 1 :].addr_(error, Ub[j, j + 1 :], alpha=-1)

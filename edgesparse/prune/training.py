@@ -1,4 +1,6 @@
-"""Sparse training for any PyTorch loop: small objects called after ``optimizer.step()``::
+"""Sparse training for any PyTorch loop: small objects called after ``optimizer.step()``.
+
+::
 
     hook = GradualMagnitude(weights_of(model), pattern, start=1000, end=9000, every=100)
     for step, batch in enumerate(loader):

@@ -1,4 +1,10 @@
-"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): round column by column, repair in what follows."""
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): round column by column, repair in what follows.
+
+With ``act_order`` the columns that the inputs drive hardest go first, while most of the others can
+still repair them. Columns of one group are then no neighbours in the sweep, so its scale is found
+before, from the weight as it is; the sweep's result is put back into the weight's own order, and
+nothing of it is stored.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +29,10 @@ class GPTQConfig:
 
     Attributes:
         damping: Added to the Hessian's diagonal, relative to its mean.
+        act_order: Columns go by falling input power, and scales are searched beforehand for the
+            least squared error weighed by it. False: from the first column to the last, each
+            group's scale when the sweep reaches it (4 M language model, 3 bits g128, KL to the
+            dense one on held-out text: 0.209 → 0.199; 4 bits: 0.0498 → 0.0480).
         refit: Conjugate-gradient steps that refit the weight to a given mask before rounding.
         sweeps: Rounds of coordinate descent afterwards (``refine``).
         refine_up_to: Bits up to which those are done. They lower the layers' error always, but
@@ -31,6 +41,7 @@ class GPTQConfig:
     """
 
     damping: float = 0.01
+    act_order: bool = True
     refit: int = 20
     sweeps: int = 1
     refine_up_to: int = 3
@@ -45,21 +56,43 @@ class GPTQConfig:
         self, weight: Tensor, statistics: Statistics, grid: Grid, keep_mask: Tensor | None
     ) -> Codes:
         """Quantize ``weight``, float32 [N, K]; removed weights stay zero and pass no code."""
-        H = damped(statistics.second_moment(weight.device), self.damping)
+        M = statistics.second_moment(weight.device)
+        H = damped(M, self.damping)
         if keep_mask is not None:
             weight = refit(weight * keep_mask, weight, H, keep_mask, steps=self.refit)
-        steps = None
-        if isinstance(grid, TableGrid):
-            steps = grid.search_tables(weight, H.diagonal(), keep_mask)
-        factor = factorize(statistics.second_moment(weight.device), self.damping)
-        swept = sweep(weight, factor, keep_mask=keep_mask, grid=grid, steps=steps)
-        assert swept.steps is not None
-        values, steps = swept.weight, swept.steps
+        values, steps = self._swept(weight, M, H.diagonal(), grid, keep_mask)
         if grid.bits <= self.refine_up_to:
             values, steps = refine(
                 values, steps, weight, H, grid, keep_mask=keep_mask, sweeps=self.sweeps
             )
         return grid.as_codes(values, steps, keep_mask)
+
+    def _swept(
+        self, weight: Tensor, M: Tensor, importance: Tensor, grid: Grid, keep_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weight on the grid, and the grid's steps."""
+        steps = None
+        if isinstance(grid, TableGrid):
+            steps = grid.search_tables(weight, importance, keep_mask)
+        elif self.act_order:
+            steps = grid.search(weight, importance)
+        if not self.act_order:
+            swept = sweep(
+                weight, factorize(M, self.damping), keep_mask=keep_mask, grid=grid, steps=steps
+            )
+            assert swept.steps is not None
+            return swept.weight, swept.steps
+        assert steps is not None
+        order = importance.argsort(descending=True, stable=True)
+        swept = sweep(
+            weight[:, order],
+            factorize(M[order][:, order], self.damping),
+            keep_mask=None if keep_mask is None else keep_mask[:, order],
+            grid=grid,
+            steps=steps,
+            group_of=(order // grid.group_size).tolist(),
+        )
+        return swept.weight[:, order.argsort()], steps
 
 
 GPTQ = GPTQConfig()

@@ -171,3 +171,50 @@ class TestRefine:
 def test_options_that_cannot_be_are_refused() -> None:
     with pytest.raises(Exception, match="damping is 0"):
         GPTQConfig(damping=0)
+
+
+class TestActOrder:
+    @pytest.mark.parametrize("masked", [False, True])
+    @pytest.mark.parametrize("bits", [3, 4])
+    def test_the_strongest_columns_first_lose_less(self, bits: int, masked: bool) -> None:
+        weight, data = problem(64, 256)
+        power = torch.logspace(-1, 1, 256)[torch.randperm(256, generator=torch.manual_seed(0))]
+        assert data.hessian is not None
+        data = Statistics(columns=256, samples=400, hessian=data.hessian * power * power[:, None])
+        mask = weight.abs() > 0.6 if masked else None
+        wanted = weight if mask is None else weight * mask
+        error = {
+            order: data.output_error(
+                wanted,
+                torch.from_numpy(
+                    GPTQConfig(act_order=order, refine_up_to=0)
+                    .quantize(wanted, data, Grid(bits=bits, group_size=64), mask)
+                    .decode()
+                ),
+            )
+            for order in (True, False)
+        }
+        assert error[True] < 0.9 * error[False]
+
+    def test_equal_power_keeps_the_order_and_scales_of_neighbours(self) -> None:
+        # Uncorrelated inputs of equal power: nothing to repair, so both are rounding to nearest.
+        weight, _ = problem(8, 96)
+        data = Statistics(columns=96, samples=96, hessian=96 * torch.eye(96))
+        grid = Grid(bits=4, group_size=32)
+        nearest = QUANTIZERS.get("rtn").quantize(weight, data, grid, None)
+        for order in (True, False):
+            codes = GPTQConfig(act_order=order).quantize(weight, data, grid, None)
+            assert np.array_equal(codes.values, nearest.values)
+            assert np.array_equal(codes.scales, nearest.scales)
+
+    def test_by_hand_the_stronger_of_two_columns_is_repaired_by_the_weaker(self) -> None:
+        # Inputs (x, 10 x): 1.4 and 1.4 give 15.4 x. The second goes first: 1, which misses 4 x;
+        # the first makes up for it as far as the grid goes: 1.4 + 4 = 5.4 → 5, in all 15 x.
+        # Two columns on the grid, and of more power than both, settle the scale.
+        x = torch.tensor([1.0, 10.0])
+        H = torch.block_diag(torch.outer(x, x), 1e6 * torch.eye(2))
+        data = Statistics(columns=4, samples=1, hessian=H)
+        weight = torch.tensor([[1.4, 1.4, 7.0, -8.0]])
+        codes = GPTQConfig(damping=1e-9).quantize(weight, data, Grid(bits=4, group_size=4), None)
+        assert codes.scales.tolist() == [[1.0]]
+        assert codes.values.tolist() == [[5, 1, 7, -8]]
