@@ -2,8 +2,9 @@
 
     python examples/sentences/train.py training.txt
 
-Each batch holds pairs of neighbours from all over the text; an encoder that knows which of the other
-second halves belongs to a first one is right (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748).
+Each batch holds pairs of neighbours from all over the text; an encoder that knows which of the
+second halves belongs to a first one is right (InfoNCE, van den Oord et al. 2018, arXiv
+1807.03748).
 Writes ../models/sentences/model.safetensors.
 """
 
