@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from edgesparse_kernels.layout import SLACK, aligned, quads, tiles
+from edgesparse_kernels.layout import CELL, SLACK, TILE_ROWS, aligned, quads, tiles
 from numpy.typing import NDArray
 
 from edgesparse.errors import CorruptPack, FormatError
@@ -37,6 +37,9 @@ from edgesparse.formats.prediction import expected_codes
 from edgesparse.formats.tiles import from_cells, pad_buffer, to_cells
 from edgesparse.packed import SYMMETRIC, TABLE, Codes, FormatSpec, PackedTensor, matrix_shape
 from edgesparse.pattern import Pattern
+
+BLOCK = 1 << 22
+"""Codes read back at once: more would not be faster and take 20 bytes of memory each."""
 
 
 @dataclass(frozen=True)
@@ -149,16 +152,24 @@ class Bitmask:
         """
         self.check(packed)
         rows, columns = matrix_shape(packed.shape)
-        cells = (tiles(rows), quads(columns))
-        words = packed.require("mask", np.uint64).view(np.uint64)[: cells[0] * cells[1]]
-        keep = unpack_mask(words.reshape(cells))
-        mask = from_cells(keep, rows, columns)
-        if np.count_nonzero(mask) != np.count_nonzero(keep):
-            raise CorruptPack(f"{self.name}: the mask keeps weights outside of {packed.shape}")
-        lanes = np.zeros(keep.shape, np.uint16)
-        for plane in planes(self.bits):
-            lanes |= self._unpack_plane(packed, plane, keep)
-        values = self._values(from_cells(lanes, rows, columns), mask, packed.spec)
+        words = packed.require("mask", np.uint64).view(np.uint64)
+        words = words[: tiles(rows) * quads(columns)].reshape(tiles(rows), quads(columns))
+        values = np.empty((rows, columns), np.float16 if self.bits == 16 else np.int8)
+        mask = np.empty((rows, columns), np.bool_)
+        step = max(1, BLOCK // max(1, quads(columns) * CELL))
+        for first in range(0, tiles(rows), step):
+            keep = unpack_mask(words[first : first + step])
+            part = slice(first * TILE_ROWS, min(rows, (first + step) * TILE_ROWS))
+            height = part.stop - part.start
+            mask[part] = from_cells(keep, height, columns)
+            if np.count_nonzero(mask[part]) != np.count_nonzero(keep):
+                raise CorruptPack(f"{self.name}: the mask keeps weights outside of {packed.shape}")
+            lanes = np.zeros(keep.shape, np.uint16)
+            for plane in planes(self.bits):
+                lanes |= self._unpack_plane(packed, plane, keep, first)
+            lanes_of_part = from_cells(lanes, height, columns)
+            values[part] = self._values(lanes_of_part, mask[part], packed.spec)
+        self._check_ends(packed, tiles(rows))
         return Codes(
             values=values.reshape(packed.shape),
             keep_mask=mask.reshape(packed.shape),
@@ -191,15 +202,31 @@ class Bitmask:
         check_buffer(packed, f"codes{plane.suffix}", np.uint8, length)
 
     def _unpack_plane(
-        self, packed: PackedTensor, plane: Plane, keep: NDArray[np.bool_]
+        self, packed: PackedTensor, plane: Plane, keep: NDArray[np.bool_], first: int
     ) -> NDArray[np.uint16]:
-        """Return one plane's part of every code, [tiles, quads, 64]."""
+        """Return one plane's part of every code of the tiles from ``first`` on, [tiles, quads, 64].
+
+        ``keep`` says how many tiles.
+        """
         buffer = packed.require(f"codes{plane.suffix}", np.uint8).view(np.uint8)
-        stored = packed.require(f"offsets{plane.suffix}", np.uint32)[: len(keep) + 1]
-        cells, clean = unpack_streams(buffer, stored.astype(np.int64), keep, plane)
+        stored = packed.require(f"offsets{plane.suffix}", np.uint32)[first : first + len(keep) + 1]
+        offsets = stored.astype(np.int64)
+        part = buffer[offsets[0] : offsets[-1]]
+        cells, clean = unpack_streams(part, offsets - offsets[0], keep, plane)
         if not clean:
-            raise CorruptPack(f"{self.name}: bits that belong to no code are not zero")
+            raise self._unclean()
         return cells
+
+    def _check_ends(self, packed: PackedTensor, count: int) -> None:
+        """Check that nothing is stored behind the codes of the last of ``count`` tiles."""
+        for plane in planes(self.bits):
+            buffer = packed.require(f"codes{plane.suffix}", np.uint8)
+            end = int(packed.require(f"offsets{plane.suffix}", np.uint32).view(np.uint32)[count])
+            if buffer[end:].any():
+                raise self._unclean()
+
+    def _unclean(self) -> CorruptPack:
+        return CorruptPack(f"{self.name}: bits that belong to no code are not zero")
 
     def _values(
         self, lanes: NDArray[np.uint16], mask: NDArray[np.bool_], spec: FormatSpec

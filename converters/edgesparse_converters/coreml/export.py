@@ -25,7 +25,7 @@ from edgesparse_converters.coreml.placeholders import Numbers, fill, numbers_of
 from edgesparse_converters.coreml.stateful import Stateful
 
 if TYPE_CHECKING:
-    from edgesparse.model import CompressedModel
+    from edgesparse.model import CapturedModel, CompressedModel
 
 SYSTEMS = ("iOS18", "iOS26")
 """Deployment targets that know sparse and sub-byte constants; macOS 15 and 26 are the same."""
@@ -113,16 +113,20 @@ def export(
     with translate.storing(storage), TemporaryDirectory(dir=path.parent) as folder:
         parts = {}
         for name, module, inputs in functions(compressed, options, hollow=streamed):
-            outputs = interface.output_names(module, inputs)
             program = trace(
                 module,
                 inputs,
                 fused_attention=options.fused_attention,
                 open_sizes=open_sizes(inputs, options),
             )
+            outputs = interface.output_names(module, inputs)
             model = convert(program, outputs, system=options.system)
             parts[name] = Path(folder) / f"{name}.mlpackage"
-            record = {"weights": storage.names, "tokens": options.tokens}
+            record = {
+                "weights": storage.names,
+                "tokens": options.tokens,
+                "end_tokens": end_tokens(compressed.captured),
+            }
             save(model, parts[name], record)
             del model, program
             if storage.numbers is not None:
@@ -173,6 +177,12 @@ def whole_forms(storage: translate.Storage) -> dict[str, Callable[[], Form]]:
         return form_of(numbers(name), storage.choice)
 
     return {value: partial(whole, storage.numbers, name) for name, value in storage.names.items()}
+
+
+def end_tokens(captured: CapturedModel) -> list[int]:
+    """Return the tokens that end a text; none where the model does not say."""
+    end = captured.config.get("eos_token_id")
+    return [token for token in (end if isinstance(end, list) else [end]) if token is not None]
 
 
 def describe(form: Form) -> str:

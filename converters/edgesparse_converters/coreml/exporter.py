@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from edgesparse.packed import SCHEMES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgesparse.executing import LanguageModel
     from edgesparse.model import CompressedModel
     from edgesparse.planner.types import Plan
     from edgesparse_converters.coreml.execute import Precision
@@ -63,6 +65,12 @@ class CoremlExporter:
         from edgesparse_converters.coreml.inspection import inspect
 
         return inspect(path)
+
+    def open_language_model(self, path: Path) -> AbstractContextManager[LanguageModel]:
+        """Open a package to read tokens on the host executor; see ``edgesparse.executing``."""
+        from edgesparse_converters.coreml.speaking import open_language_model
+
+        return open_language_model(path)
 
     def run(
         self,

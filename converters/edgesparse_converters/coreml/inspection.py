@@ -25,7 +25,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "nbytes": nbytes_on_disk(path),
         "specification": program.specification,
         "default_function": program.default,
-        "functions": [_function(package, f) for f in program.functions.values()],
+        "functions": {name: _function(package, f) for name, f in program.functions.items()},
         "metadata": dict(program.metadata),
     }
 
@@ -34,7 +34,6 @@ def _function(package: Package, function: Function) -> dict[str, Any]:
     kinds = Counter(o.type for o in operations(function.block) if o.type != "const")
     weights = read_weights(package, function.name).values()
     return {
-        "name": function.name,
         "opset": function.opset,
         "inputs": [_named(i) for i in function.inputs if not i.type.is_state],
         "states": [_named(i) for i in function.inputs if i.type.is_state],
@@ -53,7 +52,7 @@ def _weight(weight: Weight) -> dict[str, Any]:
     sparsity = 0.0 if weight.mask is None else 1 - float(weight.mask.mean())
     return {
         "name": weight.name,
-        "operations": list(weight.operations),
+        "operations": " + ".join(weight.operations),
         "shape": list(weight.codes.shape),
         "dtype": weight.dtype,
         "sparsity": round(sparsity, 6),

@@ -9,6 +9,7 @@ result becomes an output, named as the author named it where there is a name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -20,6 +21,19 @@ from edgesparse.model import CapturedModel
 from edgesparse.runtime.forward import token_key
 
 INPUT_TYPES = (torch.float16, torch.float32, torch.int16, torch.int32, torch.int64, torch.bool)
+
+
+@dataclass
+class Seen:
+    """What the last call of a module returned.
+
+    Attributes:
+        kind: Name of the type of its result.
+        outputs: Names of the floating tensors in it.
+    """
+
+    kind: str = ""
+    outputs: list[str] = field(default_factory=list)
 
 
 class Interface(nn.Module):
@@ -35,12 +49,15 @@ class Interface(nn.Module):
         super().__init__()
         self.module = module
         self.fixed = dict(fixed)
+        self.seen = Seen()
         self.forward = _with_parameters(self._outputs, names)
 
     def _outputs(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the floating outputs, in order."""
         outputs = self.module(**inputs, **self.fixed)
-        return tuple(tensor for _, tensor in named_tensors(outputs))
+        named = list(named_tensors(outputs))
+        self.seen.kind, self.seen.outputs = type(outputs).__name__, [name for name, _ in named]
+        return tuple(tensor for _, tensor in named)
 
 
 def _with_parameters(
@@ -93,37 +110,38 @@ def tensor_inputs(captured: CapturedModel, *, tokens: int | None = None) -> dict
     return inputs
 
 
-def output_names(module: Interface, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return a name for every output, found by running the module once.
+def output_names(module: Interface, inputs: Iterable[str]) -> tuple[str, ...]:
+    """Return a name for every output of the last call, which may have been a trace.
+
+    A name that an input or an earlier output has already gets ``_out`` and a number if need be.
 
     Raises:
-        Unsupported: It returns no floating tensor.
+        Unsupported: It returned no floating tensor.
     """
-    return tuple(outputs_by_name(module, inputs))
+    taken, names = set(inputs), []
+    for wanted in module.seen.outputs:
+        name, number = wanted, 1
+        while name in taken:
+            name, number = f"{wanted}_out{number if number > 1 else ''}", number + 1
+        taken.add(name)
+        names.append(name)
+    if not names:
+        raise Unsupported(
+            f"the model returns {module.seen.kind} without a floating tensor; Core ML needs at "
+            "least one output"
+        )
+    return tuple(names)
 
 
 def outputs_by_name(module: Interface, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Run the module once and return its floating outputs under the names a package gives them.
 
-    A name that an input or an earlier output has already gets ``_out`` and a number if need be.
-
     Raises:
         Unsupported: It returns no floating tensor.
     """
     with torch.no_grad():
-        outputs = module.module(**inputs, **module.fixed)
-    named: dict[str, Tensor] = {}
-    for wanted, tensor in named_tensors(outputs):
-        name, number = wanted, 1
-        while name in inputs or name in named:
-            name, number = f"{wanted}_out{number if number > 1 else ''}", number + 1
-        named[name] = tensor
-    if not named:
-        raise Unsupported(
-            f"the model returns {type(outputs).__name__} without a floating tensor; Core ML needs "
-            "at least one output"
-        )
-    return named
+        outputs = module(**inputs)
+    return dict(zip(output_names(module, inputs), outputs, strict=True))
 
 
 def named_tensors(outputs: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

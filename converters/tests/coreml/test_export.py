@@ -176,7 +176,7 @@ def test_prediction_is_close_before_any_weight_is_touched(layers, compressed, tm
 def test_inspect_and_run_speak_plain_values(layers, compressed, tmp_path):
     artifact = es.export(compressed(layers), path=tmp_path / "m.mlpackage")
     found = inspect(artifact.path)
-    (main,) = found["functions"]
+    main = found["functions"]["main"]
     assert {i["name"] for i in main["inputs"]} == {"image", "ids"}
     assert main["outputs"] == ["image_out", "logits"]  # an input has the name image
     linear = next(w for w in main["weights"] if w["name"].startswith("linear_weight"))
