@@ -117,17 +117,17 @@ def _forward(
     if torch.compiler.is_exporting() or hidden_states.is_meta:
         for expert in range(count):
             share = (top_k_weights * (top_k_index == expert)).sum(dim=-1, keepdim=True)
-            result = result + (_expert(self, expert, hidden_states) * share).to(result.dtype)
+            result = result + (one_expert(self, expert, hidden_states) * share).to(result.dtype)
         return result
     for expert in torch.unique(top_k_index).tolist():
         if expert < count:  # transformers sends tokens of another process to one beyond
             token, place = torch.where(top_k_index == expert)
-            part = _expert(self, expert, hidden_states[token]) * top_k_weights[token, place, None]
+            part = one_expert(self, expert, hidden_states[token]) * top_k_weights[token, place, None]
             result.index_add_(0, token, part.to(result.dtype))
     return result
 
 
-def _expert(self: Any, index: int, x: Tensor) -> Tensor:
+def one_expert(self: Any, index: int, x: Tensor) -> Tensor:
     """Return what one expert makes of ``x`` [tokens, hidden]."""
     if self.has_gate:
         inner = self._apply_gate(self.gate_up_proj[index](x))

@@ -17,7 +17,7 @@ from edgesparse.recovery.backward import Backward
 from edgesparse.recovery.checkpoint import Checkpoint
 from edgesparse.recovery.data import Draw
 from edgesparse.recovery.loss import distance
-from edgesparse.recovery.student import Student
+from edgesparse.recovery.student import Trainee
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class _Best:
     worse: int = 0
     state: dict[str, Tensor] | None = None
 
-    def see(self, loss: float, student: Student) -> None:
+    def see(self, loss: float, student: Trainee) -> None:
         """Take notice of one check."""
         self.last = loss
         self.worse = 0 if loss < self.least else self.worse + 1
@@ -102,7 +102,7 @@ class Loop:
     def __init__(
         self,
         *,
-        student: Student,
+        student: Trainee,
         teacher: nn.Module,
         logits: bool,
         device: torch.device,
@@ -205,5 +205,5 @@ def _reduced_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
-def _copy(student: Student) -> dict[str, Tensor]:
+def _copy(student: Trainee) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in student.state_dict().items()}

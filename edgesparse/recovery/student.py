@@ -13,7 +13,15 @@ from edgesparse.packed import PackedTensor
 from edgesparse.recovery.latent import LatentWeight
 
 
-class Student(nn.Module):
+class Trainee(nn.Module):
+    """What the loop trains: it runs a batch of keyword arguments and says its rates."""
+
+    def groups(self, lr: float) -> list[dict[str, object]]:
+        """Return the optimizer's parameter groups; each keeps its own full rate as ``base``."""
+        raise NotImplementedError
+
+
+class Student(Trainee):
     """A compressed model that can be trained; what it computes is what would be packed.
 
     Trainable are the packed tensors' latent values and scales, and the kept tensors of one

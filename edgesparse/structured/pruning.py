@@ -1,157 +1,192 @@
-"""Remove the channels that matter least, and refit what reads the others.
+"""Remove the parts that matter least, and refit what reads the others.
 
-A channel's importance is the size of what its readers make of it on calibration inputs,
-``|x_i| · |W[:, i]|`` summed over the readers (Wanda's product, Sun et al. 2023, arXiv 2306.11695,
-of whole columns). After the cut every linear reader is refitted to its old outputs,
-
-    W' = W H[:, keep] (H[keep, keep] + λ)⁻¹      with H = XᵀX of its inputs,
-
-which is the least-squares solution, so that the remaining channels stand in for the removed ones.
+Layers go first, then experts, then units of groups: what is left is judged as it then is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgesparse.calibrate import calibration_batches
+from edgesparse.calibrate.record import disable_cache
 from edgesparse.capture.module import capture_module
 from edgesparse.errors import CalibrationError, RecipeError, UsageError
 from edgesparse.model import CapturedModel
-from edgesparse.structured.groups import Group, find_groups
-from edgesparse.structured.surgery import cut, kept_channels
+from edgesparse.structured.checked import cut_exactly
+from edgesparse.structured.experts import drop_experts, lower_top_k
+from edgesparse.structured.groups import Part, find_groups
+from edgesparse.structured.importance import METHODS, magnitude, second_moments, taylor, wanda
+from edgesparse.structured.layers import drop_layers
+from edgesparse.structured.refit import refit_readers, rescale_norms
+from edgesparse.structured.surgery import kept_channels
+from edgesparse.structured.writing import fitting_config
 
-_DAMPING = 1e-4
+Batches = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cuts:
+    """What is to go.
+
+    Attributes:
+        channels: Share of the feed-forward neurons and convolution channels.
+        heads: Share of the attention heads, in groups that share their keys.
+        width: Share of the residual stream.
+        layers: Number of whole layers.
+        experts: Number of experts of every mixture.
+        top_k: Experts a token is sent to; None leaves it.
+    """
+
+    channels: float = 0.0
+    heads: float = 0.0
+    width: float = 0.0
+    layers: int = 0
+    experts: int = 0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        for part in Part:
+            if not 0 <= self.share(part) < 1:
+                raise RecipeError(f"{part} is {self.share(part)}; expected 0 <= share < 1")
+        if min(self.layers, self.experts) < 0:
+            raise RecipeError("numbers of layers and experts to remove cannot be negative")
+        shares = any(self.share(part) for part in Part)
+        if not (shares or self.layers or self.experts or self.top_k is not None):
+            raise RecipeError("nothing is to be removed; name channels, heads, width, layers, …")
+
+    def share(self, part: Part) -> float:
+        """Return the share of the units of a kind of group."""
+        return {Part.CHANNELS: self.channels, Part.HEADS: self.heads, Part.WIDTH: self.width}[part]
 
 
 def prune_structured(
     captured: CapturedModel,
+    cuts: Cuts,
     *,
-    keep: float,
     calibration: object = None,
+    importance: str = "wanda",
     multiple: int = 8,
     refit: bool = True,
     windows: int = 32,
     window: int = 512,
     seed: int = 0,
 ) -> CapturedModel:
-    """Return a model with a share of every group of channels, and smaller tensors.
+    """Return a model without the parts that matter least, and with smaller tensors.
 
     Args:
         captured: The model; not changed.
-        keep: Share of the channels that stay, above 0 and at most 1.
+        cuts: What is to go.
         calibration: See ``calibrate.calibration_batches``; None runs the example inputs.
-        multiple: Sizes are rounded up to a multiple of this, for kernels that like it.
+        importance: ``wanda``, ``taylor`` or ``magnitude``; see ``importance``.
+        multiple: Sizes are rounded up to a multiple of this, for kernels that like it; heads,
+            layers and experts are counted one by one.
         refit: Whether the readers are refitted to their old outputs.
         windows: Windows of tokens to run on.
         window: Tokens in a window.
         seed: Which windows.
 
     Raises:
-        RecipeError: ``keep`` or ``multiple`` out of range.
-        UsageError: The model has no channels that can be cut.
+        RecipeError: An importance or ``multiple`` that cannot mean anything.
+        UsageError: The model has none of the parts that should go.
         CalibrationError: Unusable calibration data, or a refit that ran away.
     """
-    if not 0 < keep <= 1 or multiple < 1:
+    if multiple < 1 or importance not in METHODS:
         raise RecipeError(
-            f"keep is {keep} and multiple is {multiple}; expected 0 < keep <= 1 and 1 or more"
+            f"multiple is {multiple} and importance {importance!r}; expected 1 or more and one of "
+            f"{', '.join(METHODS)}"
         )
     module = captured.loader().float()
-    groups = find_groups(captured, module)
-    if not groups:
-        raise UsageError(
-            f"{captured.name} has no channels that can be cut: all of them reach a normalization, "
-            "a split into heads, or the output"
-        )
-    batches: Sequence[Mapping[str, Any]] = [captured.example_inputs]
+    disable_cache(module)
+    batches: Batches = [captured.example_inputs]
     if calibration is not None:
         batches = calibration_batches(
             captured, calibration, windows=windows, window=window, seed=seed
         )
-    moments = _second_moments(module, groups, batches)
-    chosen = {}
-    for group in groups:
-        count = min(group.size, -(-round(keep * group.size) // multiple) * multiple)
-        chosen[group] = kept_channels(importance(module, group, moments), max(count, 1))
-        if refit:
-            _refit(module, group, chosen[group], moments)
-    cut(module, chosen)
+    if cuts.layers:
+        drop_layers(module, batches, cuts.layers)
+    if cuts.top_k is not None:
+        lower_top_k(module, cuts.top_k)
+    if cuts.experts:
+        drop_experts(module, batches, cuts.experts)
+    if any(cuts.share(part) for part in Part):
+        _cut_groups(captured, module, cuts, batches, importance, multiple=multiple, refit=refit)
+    return _recaptured(captured, module)
+
+
+def _cut_groups(
+    captured: CapturedModel,
+    module: nn.Module,
+    cuts: Cuts,
+    batches: Batches,
+    importance: str,
+    *,
+    multiple: int,
+    refit: bool,
+) -> None:
+    """Cut units of all groups of the kinds asked for, in place."""
+    groups = [g for g in find_groups(captured, module) if cuts.share(g.part)]
+    missing = {part for part in Part if cuts.share(part)} - {group.part for group in groups}
+    if missing:
+        raise UsageError(
+            f"{captured.name} has no {' or '.join(sorted(missing))} that can be cut: all of them "
+            "reach the output, a softmax, or an operation that mixes them"
+        )
+    moments = second_moments(module, groups, batches) if refit or importance == "wanda" else {}
+    if importance == "taylor":
+        is_lm = captured.task == "causal-lm"
+        scores = taylor(module, groups, batches, language_model=is_lm)
+    elif importance == "wanda":
+        scores = [wanda(module, group, moments) for group in groups]
+    else:
+        scores = [magnitude(module, group) for group in groups]
+    keep = {}
+    for group, score in zip(groups, scores, strict=True):
+        step = 1 if group.part is Part.HEADS else multiple
+        count = -(-round((1 - cuts.share(group.part)) * group.size) // step) * step
+        keep[group] = kept_channels(score, max(1, min(group.size, count)))
+    if cuts.width:
+        rescale_norms(module, keep, batches)
+    if refit:
+        refit_readers(module, keep, moments)
+    cut_exactly(module, keep, batches[0])
+
+
+def _recaptured(captured: CapturedModel, module: nn.Module) -> CapturedModel:
+    """Return the cut module as a captured model, stored as before, its configuration true."""
     _restore_dtypes(module, captured)
+    config = captured.config
+    if hasattr(module, "config") and config:
+        with suppress(UsageError):  # layers of different sizes: no configuration says them
+            fitting: Any = fitting_config(module, captured.example_inputs)
+            module.config = fitting
+            config = {**fitting.to_dict(), "architectures": config.get("architectures")}
     small = capture_module(module.eval(), captured.example_inputs)
     source = replace(captured.source, kind="module", weights=(), recorded_sha256="")
-    return replace(small, source=source, task=captured.task, config=captured.config)
+    return replace(small, source=source, task=captured.task, config=config)
 
 
 def _restore_dtypes(module: nn.Module, captured: CapturedModel) -> None:
-    """Bring every tensor back to its stored type, in place.
+    """Bring every tensor back to the type its like is stored in, in place.
 
     Raises:
         CalibrationError: A refitted weight does not fit in it.
     """
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name, tensor in state.items():
+    types = {tensor.dtype for tensor in captured.tensors}
+    only = next(iter(types)) if len(types) == 1 else ""
+    for name, tensor in {**dict(module.named_parameters()), **dict(module.named_buffers())}.items():
         info = captured.by_name.get(name)
-        if info is None:
+        dtype = only or (info.dtype if info is not None else "")
+        if not dtype or info is None:
             continue
-        tensor.data = tensor.data.to(getattr(torch, info.dtype))
-        if not bool(torch.isfinite(tensor).all()):
+        tensor.data = tensor.data.to(getattr(torch, dtype))
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CalibrationError(
-                f"{name}: a refitted weight exceeds {info.dtype}; give more calibration inputs, "
-                "or do not refit"
+                f"{name}: a refitted weight exceeds {dtype}; give more calibration inputs, or do "
+                "not refit"
             )
-
-
-def importance(module: nn.Module, group: Group, moments: Mapping[str, Tensor]) -> Tensor:
-    """Return the score of every channel of a group, float32 [size]."""
-    score = torch.zeros(group.size)
-    for reader in group.readers:
-        weight = module.get_parameter(reader.name).detach()
-        column = weight.movedim(reader.dim, 0).flatten(1).square().sum(dim=1)
-        energy = moments[reader.name].diagonal() if reader.name in moments else torch.ones(())
-        score += (column * energy).sqrt()
-    return score
-
-
-def _second_moments(
-    module: nn.Module, groups: Sequence[Group], batches: Sequence[Mapping[str, Any]]
-) -> dict[str, Tensor]:
-    """Return XᵀX of the inputs of every linear reader, by the name of its weight."""
-    moments: dict[str, Tensor] = {}
-    hooks = []
-    for reader in {reader for group in groups for reader in group.readers}:
-        layer = module.get_submodule(reader.name.rpartition(".")[0])
-        if isinstance(layer, nn.Linear):
-            hooks.append(layer.register_forward_pre_hook(_adder(moments, reader.name)))
-    try:
-        with torch.no_grad():
-            for kwargs in batches:
-                module(**kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return moments
-
-
-def _adder(moments: dict[str, Tensor], name: str) -> Any:
-    def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0].detach().reshape(-1, args[0].shape[-1])
-        moments[name] = moments.get(name, torch.zeros(())) + x.T @ x
-
-    return add
-
-
-def _refit(module: nn.Module, group: Group, keep: Tensor, moments: Mapping[str, Tensor]) -> None:
-    """Move what the removed channels gave into the columns of those that stay."""
-    for reader in group.readers:
-        if reader.name not in moments:
-            continue
-        weight, H = module.get_parameter(reader.name), moments[reader.name].double()
-        inner = H[keep][:, keep]
-        inner = inner + _DAMPING * inner.diagonal().mean().clamp_min(1e-12) * torch.eye(len(keep))
-        target = weight.detach().double() @ H[:, keep]
-        fitted = torch.linalg.solve(inner, target.T).T
-        weight.data[:, keep] = fitted.float()
