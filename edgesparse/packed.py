@@ -103,6 +103,11 @@ class FormatSpec:
         """Whether there is a scale for every group."""
         return self.bits != 16 and self.scheme != TABLE
 
+    @property
+    def title(self) -> str:
+        """Name and scheme for people: ``bitmask4``, ``bitmask4 asymmetric``."""
+        return self.name if self.scheme == SYMMETRIC else f"{self.name} {self.scheme}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form; the scheme is left out where it is symmetric."""
         data: dict[str, Any] = {

@@ -92,6 +92,8 @@ def _to_json(model: CapturedModel | CompressedModel) -> dict[str, Any]:
                 "format": packed.spec.name,
                 "bits": packed.spec.bits,
                 "group_size": packed.spec.group_size,
+                "scheme": packed.spec.scheme,
+                "table_rows": packed.spec.table_rows,
                 "pattern": str(packed.spec.pattern),
                 "sparsity": packed.codes.sparsity,
                 "nbytes": packed.nbytes,

@@ -260,7 +260,7 @@ def _tensors(compressed: CompressedModel) -> list[dict[str, str]]:
                 "name": tensor.name,
                 "kind": tensor.kind.value,
                 "shape": "×".join(map(str, tensor.shape)),
-                "stored": packed.spec.name if packed else tensor.dtype,
+                "stored": packed.spec.title if packed else tensor.dtype,
                 "sparsity": percent(packed.codes.sparsity) if packed else NOTHING,
                 "group": str(packed.spec.group_size or NOTHING) if packed else NOTHING,
                 "nbytes": format_size(_stored_nbytes(compressed, tensor.name)),

@@ -172,7 +172,7 @@ def tensors_table(model: CapturedModel | CompressedModel, *, limit: int | None =
             tensor.name,
             tensor.kind.value,
             "×".join(map(str, tensor.shape)) or "scalar",
-            packed.spec.name if packed else tensor.dtype,
+            packed.spec.title if packed else tensor.dtype,
             percent(packed.codes.sparsity) if packed else NOTHING,
             str(packed.spec.group_size or NOTHING) if packed else NOTHING,
             format_size(_stored_nbytes(model, tensor.name)),
