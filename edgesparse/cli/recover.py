@@ -39,6 +39,20 @@ from edgesparse.errors import UsageError
     metavar="FILE",
     help="Save the state here every minute, and go on from it.",
 )
+@click.option(
+    "--gradual",
+    default=0.0,
+    show_default=True,
+    help="Find new masks of the same patterns in this part of the allowance, 0.5 say: better for "
+    "masks of blocks, such as 16x1.",
+)
+@click.option(
+    "--noise",
+    default=0.0,
+    show_default=True,
+    help="Replace this part of the tokens by random ones, 0.1 say: better where the dense model "
+    "was trained on this very text.",
+)
 @click.option("--window", default=512, show_default=True, help="Tokens in a window of text.")
 @click.option("--seed", default=0, show_default=True, help="Decides the windows.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
@@ -53,6 +67,8 @@ def recover(
     steps: int | None,
     validation: Path | None,
     checkpoint: Path | None,
+    gradual: float,
+    noise: float,
     window: int,
     seed: int,
     device: str,
@@ -60,7 +76,7 @@ def recover(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Distil the dense model into the compressed MODEL: same masks, same bytes, better values.
+    """Distil the dense model into the compressed MODEL: same patterns and bytes, better values.
 
     At least one of --minutes and --steps is needed. What is reported afterwards by evaluate is
     what ships: the recovered values are packed again.
@@ -82,7 +98,8 @@ def recover(
 
         recovered = distil(
             compressed, data=data, minutes=minutes, steps=steps, validation=validation,
-            checkpoint=checkpoint, window=window, seed=seed, device=device, progress=each,
+            gradual=gradual, noise=noise, checkpoint=checkpoint, window=window, seed=seed,
+            device=device, progress=each,
         )  # fmt: skip
     # What compress measured is no longer true of these values.
     kept = {k: v for k, v in recovered.metadata.items() if k != "evaluation"}

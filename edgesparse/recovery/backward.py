@@ -6,6 +6,7 @@ several times as long as they run. A CUDA graph starts them all at once.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 
@@ -50,6 +51,8 @@ class Backward:
     def _record(self, batch: Mapping[str, Tensor]) -> None:
         """Capture the graph; where the model does something that cannot be, say so and go on."""
         self._inputs = {name: value.to(self._device).clone() for name, value in batch.items()}
+        # A graph of an earlier run that is freed during the recording would spoil it.
+        gc.collect()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):

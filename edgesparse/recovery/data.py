@@ -10,14 +10,22 @@ import torch
 from torch import Tensor
 
 from edgesparse.calibrate.windows import calibration_batches, read_tokens
-from edgesparse.errors import CalibrationError
+from edgesparse.errors import CalibrationError, UsageError
 from edgesparse.model import CapturedModel
 
 Draw = Callable[[int], dict[str, Tensor]]
 """Step → batch. A pure function of the step, so that a resumed run sees what it would have seen."""
 
 
-def draws(captured: CapturedModel, data: object, *, window: int, batch: int, seed: int) -> Draw:
+def draws(
+    captured: CapturedModel,
+    data: object,
+    *,
+    window: int,
+    batch: int,
+    seed: int,
+    noise: float = 0.0,
+) -> Draw:
     """Return the batches of ``data``: a text file, token ids [tokens], or calibration inputs.
 
     Args:
@@ -27,15 +35,24 @@ def draws(captured: CapturedModel, data: object, *, window: int, batch: int, see
         window: Tokens in a window.
         batch: Windows or examples in a batch.
         seed: Together with the step decides what a batch holds.
+        noise: Fraction of the tokens of a text replaced by random ones.
 
     Raises:
         CalibrationError: Too little data for one window.
+        UsageError: ``noise`` for data that is no text.
     """
     if isinstance(data, (str, Path)) and Path(data).suffix != ".npz":
         data = read_tokens(captured, Path(data))
     if isinstance(data, (np.ndarray, Tensor)) and data.ndim == 1:
         tokens = torch.as_tensor(data)
-        return _windows(captured, tokens, window=window, batch=batch, seed=seed)
+        draw = _windows(captured, tokens, window=window, batch=batch, seed=seed)
+        if not noise:
+            return draw
+        known = captured.config.get("vocab_size")
+        vocabulary = known if isinstance(known, int) else int(tokens.max()) + 1
+        return _with_noise(draw, noise, vocabulary, seed)
+    if noise:
+        raise UsageError("noise replaces tokens of a text, and the data is none; leave it out")
     fixed = calibration_batches(captured, data, window=window, seed=seed, batch_size=batch)
     order = np.random.default_rng(seed).permutation(len(fixed))
     return lambda step: dict(fixed[order[step % len(fixed)]])
@@ -60,3 +77,16 @@ def _windows(
         return {name: tokens[torch.from_numpy(starts)[:, None] + offsets].long()}
 
     return draw
+
+
+def _with_noise(draw: Draw, noise: float, vocabulary: int, seed: int) -> Draw:
+    """Return ``draw`` with a fraction of all tokens replaced by any of the vocabulary."""
+
+    def noisy(step: int) -> dict[str, Tensor]:
+        ((name, tokens),) = draw(step).items()
+        generator = np.random.default_rng((seed, step, 1))
+        replaced = torch.from_numpy(generator.random(tokens.shape) < noise)
+        others = torch.from_numpy(generator.integers(0, vocabulary, tokens.shape))
+        return {name: torch.where(replaced, others, tokens)}
+
+    return noisy

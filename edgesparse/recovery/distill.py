@@ -1,8 +1,9 @@
-"""Distillation with frozen masks: the packed values learn to give the dense model's outputs.
+"""Distillation: the packed values learn to give the dense model's outputs, under frozen masks.
 
 The student computes with exactly the weights that will be packed (``latent``), the loss is the
 KL divergence to the teacher's next-token distribution, or the relative squared error of a model
-that is no language model. What comes back is packed, so what is measured is what ships.
+that is no language model. What comes back is packed, so what is measured is what ships. With
+``gradual`` the masks are found on the way and frozen then.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ def recover(
     window: int = 512,
     seed: int = 0,
     patience: int = 5,
+    gradual: float = 0.0,
+    noise: float = 0.0,
     checkpoint: str | Path | None = None,
     progress: Callable[[RecoveryProgress], None] | None = None,
 ) -> CompressedModel:
-    """Return the model with better values under the same masks, in the same formats.
+    """Return the model with better values in the same patterns and formats.
 
     Args:
         compressed: The model; not changed.
@@ -58,25 +61,36 @@ def recover(
         window: Tokens in a window.
         seed: Decides the windows.
         patience: See ``validation``.
+        gradual: Fraction of the allowance in which new masks of the same patterns are found by
+            removing weights little by little while the rest learns (``recovery.gradual``), less
+            than 1; 0 keeps the masks. For masks of blocks, which one shot chooses badly.
+        noise: Fraction of the tokens of ``data`` replaced by random ones, less than 1. A teacher
+            that was trained on this very text knows it by heart; on a disturbed one it shows what
+            it does with texts it has never seen. The held-out text is not disturbed.
         checkpoint: A file to save the state in every minute and when the run ends, however it
             ends; and to go on from if it exists.
         progress: Called after every step.
 
     Raises:
-        UsageError: Neither ``minutes`` nor ``steps``.
+        UsageError: Neither ``minutes`` nor ``steps``, or ``gradual`` or ``noise`` not in
+            [0, 1).
         CalibrationError: Too little data, a checkpoint of another model, or a loss that is not
             finite.
     """
     if not minutes and not steps:
         raise UsageError("recover needs a limit: minutes=10, or steps=1000")
+    for name, fraction in (("gradual", gradual), ("noise", noise)):
+        if not 0 <= fraction < 1:
+            raise UsageError(f"{name} is {fraction}, expected at least 0 and less than 1")
     teacher = teacher or compressed.captured
     target = torch.device(device)
     limits = Limits(steps=steps, minutes=minutes, patience=patience)
-    draw = draws(teacher, data, window=window, batch=batch, seed=seed)
+    draw = draws(teacher, data, window=window, batch=batch, seed=seed, noise=noise)
     held_out = None
     if validation is not None:
         held_out = draws(teacher, validation, window=window, batch=batch, seed=seed + 1)
     student = Student(compressed).to_device(target)
+    masks = student.grow_masks(teacher.weights(), until=gradual) if gradual else None
     loop = Loop(
         student=student,
         teacher=teacher_of(teacher, target),
@@ -86,12 +100,13 @@ def recover(
         accumulate=accumulate,
     )
     saved = None if checkpoint is None else Checkpoint(Path(checkpoint))
-    history = loop.run(draw, held_out, limits, saved, progress)
+    history = loop.run(draw, held_out, limits, saved, progress, masks)
     packed, kept = student.pack()
+    options = {"lr": lr, "seed": seed, "gradual": gradual, "noise": noise}
     return dataclasses.replace(
         compressed,
         packed=packed,
         kept=kept,
         errors={},
-        metadata={**compressed.metadata, "recovery": {**history, "lr": lr, "seed": seed}},
+        metadata={**compressed.metadata, "recovery": {**history, **options}},
     )

@@ -95,6 +95,21 @@ class LatentWeight(nn.Module):
         return scales if self.zeros is None else torch.stack([scales, self.zeros], -1)
 
     @torch.no_grad()
+    def restart(self, weight: Tensor) -> None:
+        """Set the values back to a dense weight [N, K], with all kept and scales searched anew."""
+        self.values.copy_(weight)
+        self.keep_mask.fill_(True)
+        if isinstance(self._grid, TableGrid) and self.table is not None:
+            steps = self._grid.search_tables(self.values, None, None)
+            self.table.copy_(self._grid.tables_of(steps))
+            self.log_scales.zero_()
+        elif self._grid is not None:
+            steps = self._grid.search(self.values)
+            self.log_scales.copy_(self._grid.scales(steps).log())
+            if self.zeros is not None:
+                self.zeros.copy_(steps[..., 1])
+
+    @torch.no_grad()
     def pack(self, pattern: Pattern) -> PackedTensor:
         """Return the weight packed in the format it came from, under the same mask."""
         shipped = self._shipped()

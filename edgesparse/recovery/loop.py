@@ -16,6 +16,7 @@ from edgesparse.errors import CalibrationError
 from edgesparse.recovery.backward import Backward
 from edgesparse.recovery.checkpoint import Checkpoint
 from edgesparse.recovery.data import Draw
+from edgesparse.recovery.gradual import GrowingMasks
 from edgesparse.recovery.loss import distance
 from edgesparse.recovery.student import Trainee
 
@@ -127,6 +128,7 @@ class Loop:
         limits: Limits,
         saved: Checkpoint | None,
         progress: Callable[[RecoveryProgress], None] | None,
+        masks: GrowingMasks | None = None,
     ) -> dict[str, float | int]:
         """Train until a limit; return what is worth recording."""
         at = (
@@ -138,8 +140,11 @@ class Loop:
         before, best = at.seconds, _Best(limits.patience)
         try:
             while (fraction := limits.fraction(at.step, at.seconds)) < 1:
+                if masks is not None:
+                    masks.advance(at.step, fraction, self._optimizer)
                 at.add(self._step(draw, at.step, fraction), before + time.monotonic() - started)
-                if held_out is not None and at.step % _VALIDATE_EVERY == 0:
+                complete = masks is None or masks.is_complete
+                if held_out is not None and complete and at.step % _VALIDATE_EVERY == 0:
                     best.see(self._validate(held_out), self._student)
                     if best.is_over:
                         _log.info("step %d: the held-out loss stopped falling", at.step)
@@ -160,6 +165,8 @@ class Loop:
         finally:
             if saved is not None:
                 saved.write(self._student, self._optimizer, at.step, at.seconds)
+        if masks is not None:
+            masks.finish(self._optimizer)
         if held_out is not None and best.state is not None:
             best.see(self._validate(held_out), self._student)
             self._student.load_state_dict(best.state)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from edgesparse.calibrate.inputs import as_matrix
 from edgesparse.calibrate.record import disable_cache
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.packed import PackedTensor
+from edgesparse.pattern import Pattern
+from edgesparse.recovery.gradual import GrowingMasks
 from edgesparse.recovery.latent import LatentWeight
 
 
@@ -64,7 +67,7 @@ class Student(Trainee):
 
     def groups(self, lr: float) -> list[dict[str, object]]:
         """Return the optimizer's parameter groups; each keeps its own full rate as ``base``."""
-        latents = [m for m in self.latent.values() if isinstance(m, LatentWeight)]
+        latents = [latent for _, latent in self._latents()]
         scales = [m.log_scales for m in latents if m.log_scales.requires_grad]
         return [
             {"params": [m.values for m in latents], "base": lr},
@@ -72,15 +75,35 @@ class Student(Trainee):
             {"params": list(self.free.values()), "base": lr},
         ]
 
+    def grow_masks(self, dense: Mapping[str, Tensor], *, until: float) -> GrowingMasks:
+        """Go back to the dense weights with everything kept; masks grow from here on.
+
+        Args:
+            dense: The teacher's weights by name.
+            until: Fraction of the training after which the masks are complete.
+        """
+        growing = []
+        for name, latent in self._latents():
+            pattern = self._pattern(name)
+            if not pattern.is_dense:
+                latent.restart(as_matrix(dense[name]))
+                growing.append((latent, pattern))
+        return GrowingMasks(growing, until=until)
+
+    def _latents(self) -> Iterator[tuple[str, LatentWeight]]:
+        for key, latent in self.latent.items():
+            assert isinstance(latent, LatentWeight)
+            yield _name(key), latent
+
+    def _pattern(self, name: str) -> Pattern:
+        """Return the pattern that was asked for: a format's own is wider where it holds several."""
+        rule = next((p.rule for p in self._compressed.plan.tensors if p.tensor.name == name), None)
+        return rule.pattern if rule is not None else self._compressed.packed[name].spec.pattern
+
     @torch.no_grad()
     def pack(self) -> tuple[dict[str, PackedTensor], dict[str, Tensor]]:
         """Return (packed, kept) as ``CompressedModel`` holds them."""
-        rules = {p.tensor.name: p.rule for p in self._compressed.plan.tensors}
-        packed: dict[str, PackedTensor] = {}
-        for name, before in self._compressed.packed.items():
-            latent, rule = self.latent[_key(name)], rules.get(name)
-            assert isinstance(latent, LatentWeight)
-            packed[name] = latent.pack(rule.pattern if rule is not None else before.spec.pattern)
+        packed = {name: latent.pack(self._pattern(name)) for name, latent in self._latents()}
         kept = dict(self._compressed.kept)
         for key, value in self.free.items():
             kept[_name(key)] = value.detach().to(kept[_name(key)].dtype).cpu()
