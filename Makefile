@@ -7,7 +7,7 @@ QUIET_THREADS := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 PYTEST := $(QUIET_THREADS) $(BIN)/pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock demo check test test-all format bench native docs clean
+.PHONY: help venv lock demo check test test-all format bench native sanitize docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -66,6 +66,9 @@ native: venv ## build the C++ kernels, and the ExecuTorch operators over them fo
 
 docs: venv ## the documents as a site: build/site/docs/site/index.html
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs/site . build/site
+
+sanitize: venv ## the C++ kernels under the address and undefined behaviour sanitizers, hostile bytes too
+	EDGESPARSE_SANITIZE=1 $(BIN)/pytest -q kernels/tests/test_native.py -k "not aarch64"
 
 clean: ## remove what was built; keep .venv
 	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -6,6 +6,7 @@ set; aarch64 runs under qemu where cross compiler and emulator are installed.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import struct
@@ -24,6 +25,7 @@ LAYOUTS = {"nm4": 2, "n64": 3, "column16": 4, "block16x8": 5}
 NAMES = ["dense2", "dense3", "dense4", "dense8", "bitmask2", "bitmask3", "bitmask4", "bitmask8"]
 CROSS = "aarch64-linux-gnu-g++"
 QEMU = "qemu-aarch64-static"
+SANITIZE = "EDGESPARSE_SANITIZE" in os.environ  # `make sanitize`
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -43,7 +45,8 @@ class Runner:
         for data in stored.values():
             case += struct.pack("<q", len(data)) + data
         case += x.tobytes() + np.asarray(indices, np.int64).tobytes()
-        done = subprocess.run(self.command, input=case, capture_output=True)
+        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+        done = subprocess.run(self.command, input=case, capture_output=True, env=environment)
         if done.returncode == 2:
             return None
         assert done.returncode == 0, f"exit {done.returncode}: {done.stderr.decode()}"
@@ -73,6 +76,8 @@ def build(folder: Path, *options: str) -> Path:
     if shutil.which("cmake") is None or shutil.which("c++") is None:
         pytest.skip("needs cmake and a C++ compiler")
     configure = ["cmake", "-S", str(NATIVE), "-B", str(folder), "-DEDGESPARSE_BUILD_CASE_RUNNER=ON"]
+    if SANITIZE and not options:
+        configure.append("-DEDGESPARSE_SANITIZE=ON")
     for command in ([*configure, *options], ["cmake", "--build", str(folder)]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -14,6 +14,8 @@ from edgesparse_converters.executorch.quiet import quiet
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+ALIGNMENT = 64  # bytes, as the buffers of the packed formats have it
+
 
 def trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> ExportedProgram:
     """Return the graph of ``module`` on these inputs.
@@ -56,7 +58,13 @@ def lower(programs: Mapping[str, ExportedProgram], constants: Mapping[str, Any])
             )
             planned = edge.to_executorch(
                 ExecutorchBackendConfig(
-                    memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True)
+                    memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
+                    # Caches are written in place; else every layer copies its whole cache twice
+                    # a token, through memory of its own.
+                    run_reinplace_pass=True,
+                    # Packed codes are read 64 bytes at a time, which must not cross cache lines.
+                    constant_tensor_alignment=ALIGNMENT,
+                    segment_alignment=ALIGNMENT,
                 )
             )
         except Exception as error:  # the compiler's passes assert and raise freely
