@@ -7,7 +7,7 @@ QUIET_THREADS := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 PYTEST := $(QUIET_THREADS) $(BIN)/pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lock demo check test test-all format bench native sanitize docs clean
+.PHONY: help venv lock audit sbom release demo check test test-all format bench native sanitize docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -20,13 +20,39 @@ venv: .venv/installed ## make .venv with the pinned packages of requirements.loc
 	$(PYTHON) -m venv .venv
 	@# torch alone and first: with it there, nothing below asks the index for another build of it.
 	$(BIN)/pip install --disable-pip-version-check -q "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/pip install --disable-pip-version-check -q --no-deps -r requirements.lock
+	@# The others exactly as they were when they were locked: pip refuses a file of another hash.
+	@grep -v '^torch==' requirements.lock > .venv/hashed.lock
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps --require-hashes -r .venv/hashed.lock
 	$(BIN)/pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-lock: ## write requirements.lock from what .venv holds
-	@{ sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//'; } > requirements.lock.new
-	@mv requirements.lock.new requirements.lock
+# uv, which writes locks, and what looks at them, in an environment of their own.
+TOOLS := build/tools
+$(TOOLS)/installed: requirements-tools.lock
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --disable-pip-version-check -q --no-deps --require-hashes -r $<
+	@touch $@
+
+lock: $(TOOLS)/installed ## write requirements.lock, with hashes, from what .venv holds
+	@$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > build/frozen.txt
+	@grep -v '^torch==' build/frozen.txt > build/others.txt
+	@$(TOOLS)/bin/uv pip compile -q --no-deps --generate-hashes --no-header --no-annotate \
+		--python-version 3.11.9 -o build/others.lock build/others.txt
+	@{ sed -n '/^#/p' requirements.lock; grep '^torch==' build/frozen.txt; cat build/others.lock; } > build/whole.lock
+	@mv build/whole.lock requirements.lock
+
+audit: venv $(TOOLS)/installed ## look up known vulnerabilities of every package of .venv
+	$(TOOLS)/bin/pip-audit --strict --progress-spinner off --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+sbom: venv $(TOOLS)/installed ## write dist/: bill of materials (CycloneDX) and licences of every package
+	@mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--of JSON -o dist/edgesparse.cdx.json $(BIN)/python
+	$(TOOLS)/bin/pip-licenses --python=$(BIN)/python --order=license --with-urls \
+		--format=markdown --output-file=dist/licences.md
+
+release: sbom ## write dist/: wheel, source archive, bill of materials, licences
+	$(BIN)/python -m hatchling build -d dist
 
 demo: venv ## compress the bundled model to a budget, export it twice, prove both files
 	$(BIN)/edgesparse demo

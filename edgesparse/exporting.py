@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ from edgesparse.model import CompressedModel
 from edgesparse.packed import SYMMETRIC
 from edgesparse.planner.types import Plan
 from edgesparse.registry import Registry
+from edgesparse.store.atomic import work_directory
 from edgesparse.verdict import Artifact, LayerCheck, OutputCheck, Verdict, compare_output
 
 __all__ = [
@@ -356,13 +356,12 @@ def _replacing(path: Path) -> Iterator[Path]:
     Whatever ends it otherwise leaves nothing behind, the folders made for it included.
     """
     made = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
+        with work_directory(path) as folder:
+            temporary = folder / path.name
             yield temporary
             if path.exists():
-                path.rename(Path(folder) / "replaced")
+                path.rename(folder / "replaced")
             temporary.rename(path)
     except BaseException:
         for parent in made:

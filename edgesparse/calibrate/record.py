@@ -78,15 +78,28 @@ def call_model(
     *,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Any:
-    """Run one batch of keyword arguments, with other ``weights`` in the model's place if given."""
+    """Run one batch of keyword arguments, with other ``weights`` in the model's place if given.
+
+    ``weights`` are by every name of ``own_parameters``, so that ties are in them already.
+    """
     moved = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
     moved = {
         n: v.to(first_float_dtype(model)) if isinstance(v, Tensor) and v.is_floating_point() else v
         for n, v in moved.items()
     }
     if weights is not None:
-        return torch.func.functional_call(model, dict(weights), (), moved, tie_weights=True)
+        return torch.func.functional_call(model, dict(weights), (), moved, tie_weights=False)
     return model(**moved)
+
+
+def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of every module once, tied ones under the name of each owner.
+
+    torch's own ties take a module that is in two places for two owners, and fail on the second.
+    """
+    for path, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            yield f"{path}.{leaf}".lstrip("."), parameter
 
 
 def disable_cache(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgesparse.calibrate.activations import Activations
-from edgesparse.calibrate.record import Chain, Group, call_model
+from edgesparse.calibrate.record import Chain, Group, call_model, own_parameters
 from edgesparse.calibrate.residence import Residence
 from edgesparse.calibrate.statistics import Statistic
 from edgesparse.calibrate.watch import Stop, outside, rows_of, stopping, stubbed
@@ -242,11 +242,13 @@ class WholeModel:
         self._model, self._batches, self._device = model, batches, device
         self._dense: dict[str, Tensor] = {}
         if keep_dense:
-            self._dense = {n: p.detach().clone() for n, p in model.named_parameters()}
+            copies = {id(p): p.detach().clone() for p in model.parameters()}
+            self._dense = {name: copies[id(p)] for name, p in own_parameters(model)}
 
     def __enter__(self) -> Self:
         self._model.to(self._device)
-        self._dense = {name: weight.to(self._device) for name, weight in self._dense.items()}
+        moved = {id(weight): weight.to(self._device) for weight in self._dense.values()}
+        self._dense = {name: moved[id(weight)] for name, weight in self._dense.items()}
         return self
 
     def __exit__(self, *_: object) -> None:

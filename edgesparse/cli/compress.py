@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgesparse.budget import Budget, format_size
 from edgesparse.cli import _calibration, _job
-from edgesparse.cli._console import show, show_json
+from edgesparse.cli._console import remark, show, show_json
 from edgesparse.cli._options import (
     budget_option,
     common,
@@ -21,6 +21,12 @@ from edgesparse.cli._options import (
     target_option,
     text_option,
 )
+
+if TYPE_CHECKING:
+    from edgesparse.calibrate.team import Team
+    from edgesparse.model import CapturedModel
+    from edgesparse.planner import Plan
+    from edgesparse.recipe import Recipe
 
 
 @click.command(short_help="Plan, prune, quantize, pack, measure, save.")
@@ -40,6 +46,8 @@ from edgesparse.cli._options import (
 @click.option("--window", default=512, show_default=True, help="Tokens in a window of text.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same result.")
 @click.option("--device", default="cpu", show_default=True, help="Where the solver runs: cuda, …")
+@click.option("--memory-limit", "limit", metavar="SIZE", help="Memory this process may hold: 3GB.")
+@click.option("--resume", is_flag=True, help="Go on with the finished layers of an earlier run.")
 @click.option("--no-compare", is_flag=True, help="Measure nothing, nor the equal-byte alternative.")
 @force_option
 @common
@@ -54,6 +62,8 @@ def compress(
     window: int,
     seed: int,
     device: str,
+    limit: str | None,
+    resume: bool,
     no_compare: bool,
     force: bool,
     as_json: bool,
@@ -64,32 +74,38 @@ def compress(
     MODEL is a Hugging Face directory, a .pt2 file, or package.module:factory. The table compares
     the dense model, this plan, and dense codes of the same bytes, on --text or on the end of the
     calibration text, which is then not calibrated on.
+
+    Finished layers are kept beside the output until it is saved: what is interrupted, by whatever,
+    goes on with --resume. Started by torchrun, several processes share the work.
     """
+    from edgesparse.budget import parse_size
+    from edgesparse.calibrate.team import joined
+    from edgesparse.journal.beside import kept
+
     started = time.monotonic()
     recipe = recipe_from(options)
-    from edgesparse.capture import load
-    from edgesparse.planner import plan as make_plan
-    from edgesparse.store.atomic import refuse_existing
-    from edgesparse.store.saving import is_compressed_model
-    from edgesparse.store.space import require_space
-
-    refuse_existing(output, force=force, replaceable=is_compressed_model)
-    captured = load(model)
-    plan = make_plan(captured, recipe, budget=budget, target=target)
-    require_space(output, plan.nbytes)
-    data = _calibration.choose(
-        captured, calibration, text, windows=windows, window=window, seed=seed
-    )
-    plan = _job.better_plan(
-        captured, recipe, plan, data.calibration, window=window, seed=seed, device=device
-    )
-    if not as_json:
-        _job.show_plan(captured, plan, data)
-    compressed, comparison = _job.carry_out(
-        captured, plan, data, compare=not no_compare,
-        windows=windows, window=window, seed=seed, device=device,
-    )  # fmt: skip
-    compressed.save(output, force=force)
+    memory_limit = None if limit is None else parse_size(limit)
+    check_free(output, force=force)
+    with joined(device) as (team, own_device), kept(output, team, resume=resume, force=force) as at:
+        captured, plan, data = _prepared(
+            model, recipe, at.journal, budget=budget, target=target, calibration=calibration,
+            text=text, output=output, team=team, memory_limit=memory_limit,
+            windows=windows, window=window, seed=seed, device=own_device,
+        )  # fmt: skip
+        can_measure = _can_measure(captured, memory_limit)
+        if not can_measure and team.leads:
+            remark("not measured: within this memory limit the dense model cannot run whole")
+        if team.leads and not as_json:
+            _job.show_plan(captured, plan, data)
+        compressed, comparison = _job.carry_out(
+            captured, plan, data, compare=not no_compare and can_measure,
+            windows=windows, window=window, seed=seed, device=own_device,
+            journal=at.journal, memory_limit=memory_limit, team=team,
+        )  # fmt: skip
+        if not team.leads:
+            return
+        compressed.save(output, force=force)
+        at.is_saved = True
     if as_json:
         show_json(_job.summary(compressed, comparison, output))
         return
@@ -97,6 +113,55 @@ def compress(
         _job.show_comparison(comparison)
     show(saved_line(output, plan.nbytes, time.monotonic() - started))
     _job.show_hints(comparison, output)
+
+
+def _prepared(
+    model: str,
+    recipe: Recipe | None,
+    journal: Path,
+    *,
+    budget: Budget | None,
+    target: str | None,
+    calibration: Path | None,
+    text: Path | None,
+    output: Path,
+    team: Team,
+    memory_limit: int | None,
+    windows: int | None,
+    window: int,
+    seed: int,
+    device: str,
+) -> tuple[CapturedModel, Plan, _calibration.Data]:
+    """Return the model, the plan (an earlier run's, if it was of the same job) and the data."""
+    from edgesparse.capture import load
+    from edgesparse.journal.beside import recall, remember
+    from edgesparse.planner import plan as make_plan
+    from edgesparse.store.space import require_space
+
+    captured = load(model)
+    asked = make_plan(captured, recipe, budget=budget, target=target)
+    # The journal of the plan, that of its alternative, and the result.
+    require_space(output, (3 if asked.dense_alternative else 2) * asked.nbytes)
+    data = _calibration.choose(
+        captured, calibration, text, windows=windows, window=window, seed=seed
+    )
+    plan = recall(journal, asked, captured) if team.leads else None
+    if plan is None and team.leads:
+        plan = asked
+        if _can_measure(captured, memory_limit):
+            plan = _job.better_plan(
+                captured, recipe, asked, data.calibration, window=window, seed=seed, device=device
+            )
+        remember(journal, asked, plan)
+    plan = team.agree(plan)
+    assert plan is not None
+    return captured, plan, data
+
+
+def _can_measure(captured: CapturedModel, memory_limit: int | None) -> bool:
+    """Whether the dense and the packed model can run whole."""
+    # The dense model in float32, the packed ones, activations.
+    return memory_limit is None or 8 * captured.num_parameters <= memory_limit
 
 
 def check_free(output: Path, *, force: bool) -> None:

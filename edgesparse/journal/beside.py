@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from edgesparse.calibrate.team import Team
 from edgesparse.errors import FormatError, OutputExists, ResumeRefused
 from edgesparse.journal.identity import first_difference
 from edgesparse.journal.journal import NAME
@@ -24,6 +28,43 @@ from edgesparse.store.strict_json import parse_object
 from edgesparse.store.tensorfile import write_bytes
 
 _PLAN = "plan.json"
+
+
+@dataclass
+class Kept:
+    """What is kept of one run until its output is saved.
+
+    Attributes:
+        journal: The directory.
+        is_saved: Set it once the output is whole: the journal goes then.
+    """
+
+    journal: Path
+    is_saved: bool = False
+
+
+@contextmanager
+def kept(output: Path, team: Team, *, resume: bool, force: bool) -> Iterator[Kept]:
+    """Yield the journal of ``output``; it goes with success, and when nothing was finished.
+
+    Raises:
+        OutputExists: Finished layers are there, and neither option says what to do about them.
+    """
+    at = Kept(beside(output))
+    if team.leads:
+        begin(at.journal, resume=resume, force=force)
+    try:
+        yield at
+    except KeyboardInterrupt:
+        parts = finished_parts(at.journal)
+        raise KeyboardInterrupt(
+            f"interrupted; {parts} finished parts are kept in {at.journal}, --resume goes on"
+            if parts
+            else ""
+        ) from None
+    finally:
+        if team.leads and (at.is_saved or not finished_parts(at.journal)):
+            discard(at.journal)
 
 
 def beside(output: Path) -> Path:

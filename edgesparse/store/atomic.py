@@ -8,6 +8,8 @@ is moved aside first, for the blink between two renames.
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -41,21 +43,60 @@ def new_directory(
         FormatError: The file system refuses: full, read-only, not permitted.
     """
     refuse_existing(path, force=force, replaceable=replaceable)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.partial"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        flush_directory(temporary)
-        refuse_existing(path, force=force, replaceable=replaceable)
-        _put_in_place(temporary, path)
-        flush_directory(path.parent)
+        with work_directory(path) as temporary:
+            yield temporary
+            flush_directory(temporary)
+            refuse_existing(path, force=force, replaceable=replaceable)
+            _put_in_place(temporary, path)
+            flush_directory(path.parent)
     except OSError as error:
         raise FormatError(
             f"cannot write {path}: {error.strerror or error}; nothing was left there"
         ) from error
+
+
+@contextmanager
+def work_directory(path: Path) -> Iterator[Path]:
+    """Yield a hidden empty directory beside ``path`` that is gone after the block.
+
+    A process that is killed cannot remove its own: the next one that works on ``path`` does. Each
+    holds a lock on its directory, which goes with it, so that one still at work is left alone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 12}.partial"):
+        with _locked(left) as is_ours:
+            if is_ours:
+                shutil.rmtree(left, ignore_errors=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.partial"
+    temporary.mkdir()
+    try:
+        with _locked(temporary):
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Hold the lock of a directory; yield whether that worked: else another process has it."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # gone meanwhile, or a link
+        yield False
+        return
+    try:
+        yield _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def refuse_existing(path: Path, *, force: bool, replaceable: Callable[[Path], bool]) -> None:

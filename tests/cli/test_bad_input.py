@@ -122,13 +122,14 @@ def test_an_impossible_budget_exits_3_and_names_what_could_be_reached(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_in_the_middle_it_leaves_nothing(
+def test_stopped_in_the_middle_it_keeps_what_is_finished_and_nothing_else(
     start: Start, work: Path, language_model: Path, text: Path, number: signal.Signals
 ) -> None:
-    process = start(
+    job = (
         "compress", language_model, "-o", "out/tiny", "--calibration", text, "--window", "32",
-        "--sparsity", "0.5", "--verbose", cwd=work,
+        "--sparsity", "0.5", "--no-compare", "--verbose",
     )  # fmt: skip
+    process = start(*job, cwd=work)
     assert process.stderr is not None
     for line in process.stderr:  # the solvers are at work once a tensor is done
         if "relative output error" in line:
@@ -137,7 +138,18 @@ def test_stopped_in_the_middle_it_leaves_nothing(
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Traceback" not in rest
-    assert list(work.iterdir()) == []
+    assert [path.name for path in (work / "out").iterdir()] == [".tiny.journal"]
+    if number == signal.SIGTERM:
+        return
+    assert "are kept in out/.tiny.journal, --resume goes on" in rest
+    again = start(*job, cwd=work)
+    _, message = again.communicate(timeout=60)
+    assert again.returncode == 1
+    assert "--resume goes on with them, --force starts anew" in message
+    resumed = start(*job, "--resume", cwd=work)
+    assert resumed.communicate(timeout=60)
+    assert resumed.returncode == 0
+    assert [path.name for path in (work / "out").iterdir()] == ["tiny"]
 
 
 def test_an_artifact_without_its_model(cli: Cli, work: Path, compressed: Path) -> None:

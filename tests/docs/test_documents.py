@@ -54,10 +54,14 @@ def test_commands_are_ones_that_can_be_typed(document: Path) -> None:
             assert option.partition("=")[0] in known, f"{option} in: edgesparse {line}"
 
 
-def test_every_pinned_package_is_exact() -> None:
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    pins = [line for line in lines if not line.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^\s+]+", pin) for pin in pins)
+@pytest.mark.parametrize(
+    ("name", "unhashed"), [("requirements.lock", ["torch"]), ("requirements-tools.lock", [])]
+)
+def test_every_pinned_package_is_exact_and_has_hashes(name: str, unhashed: list[str]) -> None:
+    text = re.sub(r"(?m)^#.*\n", "", (ROOT / name).read_text(encoding="utf-8"))
+    entry = r"(?m)^([A-Za-z0-9._-]+)==[^\s+]+((?: \\\n    --hash=sha256:[0-9a-f]{64})*)\n"
+    assert re.sub(entry, "", text) == ""
+    assert [pin for pin, hashes in re.findall(entry, text) if not hashes] == unhashed
 
 
 def test_the_lock_holds_what_the_project_needs() -> None:

@@ -10,6 +10,7 @@ import pytest
 from edgesparse.errors import FormatError
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.store import atomic, load, save, tensorfile
+from edgesparse.store.atomic import work_directory
 from edgesparse.store.space import require_space
 
 
@@ -127,3 +128,20 @@ def test_room_is_asked_for_on_the_disk_a_new_path_will_be_on(
     with pytest.raises(FormatError, match=r"1\.00 MB are needed, 1\.00 MB are free"):
         require_space(tmp_path / "not" / "yet", 1_000_001)
     assert asked == [tmp_path, tmp_path]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_works_on_is_not(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / ".out.0123456789ab.partial"
+    left.mkdir()
+    (left / "half").write_text("half")
+    other = tmp_path / ".out.but-not-one-of-ours.partial"
+    other.mkdir()
+    with work_directory(tmp_path / "out") as mine:
+        assert not left.exists()
+        with work_directory(tmp_path / "out") as second:
+            assert mine.exists()
+            assert second != mine
+        assert not second.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [other.name]
