@@ -33,7 +33,7 @@ LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 def shapes(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
     """Yield the tensors of each shard: the embedding and the last norm, then every layer."""
-    wide, inner, narrow = options.hidden, options.inner, options.hidden // 3
+    wide, inner, narrow = options.hidden, options.inner, 128 * options.heads
     yield "rest", {"model.embed_tokens.weight": (options.vocabulary, wide),
                    "model.norm.weight": (wide,)}  # fmt: skip
     for layer in range(options.layers):
@@ -70,7 +70,7 @@ def make_model(path: Path, options: argparse.Namespace) -> int:
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": options.hidden,
         "intermediate_size": options.inner, "num_hidden_layers": options.layers,
-        "num_attention_heads": options.hidden // 128, "num_key_value_heads": options.hidden // 384,
+        "num_attention_heads": options.hidden // 128, "num_key_value_heads": options.heads,
         "vocab_size": options.vocabulary, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True, "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--hidden", type=int, default=3072)
     parser.add_argument("--inner", type=int, default=8192)
+    parser.add_argument("--heads", type=int, default=8, help="heads of keys and values")
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--window", type=int, default=128)

@@ -87,6 +87,7 @@ def compress(
         room = fit_in_memory(model, todo, needs, window, room.batch_size, memory_limit)
     batches = _batches(captured, calibration, needs, room.batch_size, seed, windows, window)
     run = LayerRun(captured, model, todo, team, progress, started)
+    run.packs_beside = where.type == "cuda" and memory_limit is None
     run.require_finite()
     folded = fold(model, captured, todo.keys()) if todo and memory_limit is None else {}
     if journal is not None:
@@ -105,9 +106,9 @@ def compress(
                 is_finished=run.is_finished,
             )
             calibrate(model, batches, needs, run.solve, resources=resources)
+            run.settle()
     finally:
-        if run.journal is not None:
-            run.journal.close()
+        run.close()
     metadata = {
         "calibration": {"sha256": digest(batches), "samples": _samples(batches), "seed": seed},
         "tools": {"edgesparse": edgesparse.__version__, "torch": torch.__version__},

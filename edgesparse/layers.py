@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from edgesparse.calibrate.inputs import as_matrix
 from edgesparse.calibrate.residence import Residence, Streamed
 from edgesparse.calibrate.team import Team
 from edgesparse.calibrate.visit import module_of
+from edgesparse.codes import Codes
 from edgesparse.errors import CalibrationError
 from edgesparse.journal import Journal
 from edgesparse.model import CapturedModel
@@ -53,6 +56,8 @@ class LayerRun:
         progress: Called after every tensor.
         started: When the run began, on the monotonic clock.
         journal: Where finished tensors are durable; None keeps them in memory.
+        packs_beside: Pack and write in a thread while the next layers are solved. What is durable
+            is then one group behind, and the codes of one group more are in memory.
         errors: Measured error of every tensor done, in the order they were done.
     """
 
@@ -63,10 +68,14 @@ class LayerRun:
     progress: Callable[[Progress], None] | None
     started: float
     journal: Journal | None = None
+    packs_beside: bool = False
     errors: dict[str, float] = field(default_factory=dict)
     _packed: dict[str, PackedTensor] = field(default_factory=dict)
+    _pending: Future[Mapping[str, Any] | None] | None = None
 
     def __post_init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._load = [0] * self.team.size
         self._by_module = {module_of(self.model, p.tensor): n for n, p in self.todo.items()}
 
     def residence(self, *, streamed: bool) -> Residence:
@@ -106,15 +115,37 @@ class LayerRun:
             for name in names:
                 self._restore(name)
             return
-        errors, packed = {}, {}
-        for index, name in enumerate(names):
-            if self.team.owner(index) == self.team.rank:
-                packed[name], errors[name] = self._solve_one(name, statistics)
-        if self.team.size > 1:
-            errors = self._exchange(names, errors)
-        self._keep(packed, errors)
+        owners = self._owners(names)
+        own = [name for name in names if owners[name] == self.team.rank]
+        solved = {name: self._solve_one(name, statistics) for name in own}
+        errors = {name: error for name, (_, error) in solved.items()}
+        everyones = self._exchange(owners, errors) if self.team.size > 1 else errors
+        self.settle()
+        codes = {name: codes for name, (codes, _) in solved.items()}
+        self._pending = self._thread.submit(self._keep, codes, errors)
+        if not self.packs_beside:
+            self.settle()
         for name in names:
-            self._done(name, errors[name])
+            self._done(name, everyones[name])
+
+    def settle(self) -> None:
+        """Wait until what was solved is packed and, with a journal, durable.
+
+        Raises:
+            FormatError: It cannot be written.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        line = pending.result()
+        if self.journal is not None:
+            self.journal.commit([line for line in self.team.gather(line) if line is not None])
+
+    def close(self) -> None:
+        """End the thread, and let other processes have the journal."""
+        self._thread.shutdown()
+        if self.journal is not None:
+            self.journal.close()
 
     def packed(self, name: str) -> PackedTensor:
         """Return one tensor that is done."""
@@ -122,7 +153,17 @@ class LayerRun:
             return self._packed[name]
         return self.journal.packed(self.todo[name].tensor)
 
-    def _solve_one(self, name: str, statistics: Statistics) -> tuple[PackedTensor, float]:
+    def _owners(self, names: Sequence[str]) -> dict[str, int]:
+        """Return who solves what: the largest first, each to whom has least of this group to do."""
+        group, owners = [0] * self.team.size, {}
+        for name in sorted(names, key=lambda n: -self.todo[n].tensor.numel):
+            rank = min(range(self.team.size), key=lambda r: (group[r], self._load[r], r))
+            owners[name] = rank
+            group[rank] += self.todo[name].tensor.numel
+            self._load[rank] += self.todo[name].tensor.numel
+        return owners
+
+    def _solve_one(self, name: str, statistics: Statistics) -> tuple[Codes, float]:
         planned = self.todo[name]
         assert planned.rule is not None
         assert planned.spec is not None
@@ -132,27 +173,36 @@ class LayerRun:
         error = put_in_place(codes, weight, statistics)
         if weight.data_ptr() != parameter.data_ptr():  # its storage was not in this order
             parameter.data.copy_(weight.reshape(shape))
-        shaped = replace(
-            codes, values=codes.values.reshape(shape), keep_mask=codes.keep_mask.reshape(shape)
-        )
-        pack = FORMATS.get(planned.spec.name).pack
-        return pack(shaped, pattern=planned.rule.pattern), error
+        if codes.shape != shape:
+            codes = replace(
+                codes, values=codes.values.reshape(shape), keep_mask=codes.keep_mask.reshape(shape)
+            )
+        return codes, error
 
-    def _exchange(self, names: Sequence[str], errors: dict[str, float]) -> dict[str, float]:
+    def _exchange(self, owners: Mapping[str, int], errors: Mapping[str, float]) -> dict[str, float]:
         """Give every process the new weights and errors of the others."""
-        for index, name in enumerate(names):
-            self.team.copy_from(self.team.owner(index), self.model.get_parameter(name).data)
+        for name, owner in owners.items():
+            self.team.copy_from(owner, self.model.get_parameter(name).data)
         everyones: dict[str, float] = {}
         for found in self.team.gather(errors):
             everyones |= found
         return everyones
 
-    def _keep(self, packed: Mapping[str, PackedTensor], errors: Mapping[str, float]) -> None:
-        if self.journal is None:
-            self._packed |= packed
-            return
-        line = self.journal.write_part(packed, errors) if packed else None
-        self.journal.commit([line for line in self.team.gather(line) if line is not None])
+    def _keep(
+        self, codes: Mapping[str, Codes], errors: Mapping[str, float]
+    ) -> Mapping[str, Any] | None:
+        """Pack, in memory or as a durable part; return the journal's line."""
+        packed = {}
+        for name, value in codes.items():
+            planned = self.todo[name]
+            assert planned.rule is not None
+            assert planned.spec is not None
+            pack = FORMATS.get(planned.spec.name).pack
+            packed[name] = pack(value, pattern=planned.rule.pattern)
+        if self.journal is not None:
+            return self.journal.write_part(packed, errors) if packed else None
+        self._packed |= packed
+        return None
 
     def _restore(self, name: str) -> None:
         """Put a tensor of an earlier run in place."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgesparse.calibrate.statistics import Statistics
-from edgesparse.codes import TABLE, Codes
+from edgesparse.codes import SYMMETRIC, TABLE, Codes
 from edgesparse.packed import FormatSpec
 from edgesparse.recipe import Rule
 from edgesparse.solve import solve_tensor
@@ -51,12 +51,21 @@ def put_in_place(codes: Codes, weight: Tensor, statistics: Statistics) -> float:
     """
     before, after, step = 0.0, 0.0, _measured_step(*weight.shape)
     for rows in _decodable(codes, weight.shape):
-        decoded = torch.from_numpy(_rows_of(codes, rows).decode()).to(weight.device)
+        decoded = _decoded(codes, rows, weight.device)
         some = slice(rows.start, rows.stop, step)
         before += statistics.output_power(weight[some])
         after += statistics.output_power(decoded[::step] - weight[some])
         weight[rows] = decoded
     return after / before if before > 0 else 0.0
+
+
+def _decoded(codes: Codes, rows: slice, device: torch.device) -> Tensor:
+    """Return some rows decoded, float32; the same numbers wherever they are computed."""
+    if device.type == "cpu" or codes.scheme != SYMMETRIC or codes.bits == 16:
+        return torch.from_numpy(_rows_of(codes, rows).decode()).to(device)
+    values = torch.from_numpy(codes.values[rows]).to(device).float()
+    scales = torch.from_numpy(codes.scales[rows]).to(device).float()
+    return values * scales.repeat_interleave(codes.group_size, 1)[:, : values.shape[1]]
 
 
 def _measured_step(rows: int, columns: int) -> int:

@@ -51,10 +51,6 @@ class Team:
             )
         return items if self.size == 1 else items[self.rank :: self.size]
 
-    def owner(self, index: int) -> int:
-        """Return who solves the matrix ``index`` of a group."""
-        return index % self.size
-
     def add_up(self, *values: Tensor | None) -> None:
         """Replace every tensor by its sum over all processes, in place."""
         if self.size > 1:

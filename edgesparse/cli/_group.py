@@ -88,7 +88,8 @@ class VerbGroup(click.Group):
         except EdgesparseError as error:
             return _fail(str(error), error.exit_code, error, verbosity)
         except (click.Abort, KeyboardInterrupt) as error:
-            return _fail(str(error) or "interrupted; nothing was left behind", INTERRUPTED)
+            said = str(error.__cause__ or error)  # click turns an interrupt into an Abort
+            return _fail(said or "interrupted; nothing was left behind", INTERRUPTED)
         except Exception as error:
             return _fail(_unexpected(error), 1, error, verbosity)
         return code if isinstance(code, int) else 0

@@ -250,3 +250,33 @@ def test_a_convolution_is_its_patches_times_its_matrix(conv: nn.Conv1d | nn.Conv
         wanted = conv(x) - conv.bias.reshape(-1, *[1] * len(spatial))
         found = input_rows(conv, x) @ as_matrix(conv.weight).T
     assert torch.allclose(found, wanted.flatten(2).transpose(1, 2).reshape(-1, 5), atol=1e-5)
+
+
+class TwoPlaces(nn.Module):
+    """One linear that runs in two places: no chain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ModuleDict({"layer": nn.Linear(4, 4)})
+        self.second = nn.ModuleDict({"layer": self.first["layer"]})
+        self.head = nn.Linear(4, 4)
+        self.head.weight = self.first["layer"].weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(self.second["layer"](self.first["layer"](x)))
+        return y
+
+
+def test_the_dense_twin_of_a_module_in_two_places_keeps_its_first_weights() -> None:
+    torch.manual_seed(0)
+    model, found = TwoPlaces().eval(), []
+    wanted = expected(model, "head")
+
+    def solve(modules: tuple[str, ...], statistics: Statistics) -> None:
+        with torch.no_grad():
+            model.get_submodule(modules[0]).weight.zero_()  # type: ignore[union-attr, operator]
+        found.append(statistics.dense_cross)
+
+    resources = Resources(device=CPU)
+    calibrate(model, batches(), {"head": DENSE}, solve, resources=resources)
+    torch.testing.assert_close(found[0], wanted)
