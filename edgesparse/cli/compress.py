@@ -145,14 +145,15 @@ def _prepared(
     data = _calibration.choose(
         captured, calibration, text, windows=windows, window=window, seed=seed
     )
-    plan = recall(journal, asked, captured) if team.leads else None
+    request = {"plan": asked.to_json()}
+    plan = recall(journal, request, captured) if team.leads else None
     if plan is None and team.leads:
         plan = asked
         if _can_measure(captured, memory_limit):
             plan = _job.better_plan(
                 captured, recipe, asked, data.calibration, window=window, seed=seed, device=device
             )
-        remember(journal, asked, plan)
+        remember(journal, request, plan)
     plan = team.agree(plan)
     assert plan is not None
     return captured, plan, data

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgesparse.calibrate.team import Team
 from edgesparse.errors import FormatError, OutputExists, ResumeRefused
@@ -104,13 +105,13 @@ def discard(journal: Path) -> None:
     shutil.rmtree(journal, ignore_errors=True)
 
 
-def remember(journal: Path, asked: Plan, chosen: Plan) -> None:
+def remember(journal: Path, asked: Mapping[str, Any], chosen: Plan) -> None:
     """Keep the plan that was made of what was asked for: measuring it again takes long.
 
     Raises:
         FormatError: It cannot be written.
     """
-    text = json.dumps({"asked": asked.to_json(), "chosen": chosen.to_json()}).encode("ascii")
+    text = json.dumps({"asked": dict(asked), "chosen": chosen.to_json()}).encode("ascii")
     aside = journal / f".{_PLAN}.partial"
     try:
         journal.mkdir(parents=True, exist_ok=True)
@@ -122,7 +123,7 @@ def remember(journal: Path, asked: Plan, chosen: Plan) -> None:
         raise FormatError(f"cannot write {journal}: {error.strerror or error}") from error
 
 
-def recall(journal: Path, asked: Plan, captured: CapturedModel) -> Plan | None:
+def recall(journal: Path, asked: Mapping[str, Any], captured: CapturedModel) -> Plan | None:
     """Return the plan that was remembered; None if there is none.
 
     Raises:
@@ -133,11 +134,11 @@ def recall(journal: Path, asked: Plan, captured: CapturedModel) -> Plan | None:
     if not path.is_file():
         return None
     fields = Fields(parse_object(path.read_bytes(), str(path)), str(path))
-    now = json.loads(json.dumps(asked.to_json()))
+    now = json.loads(json.dumps(dict(asked)))
     difference = first_difference(fields.raw("asked"), now)
     if difference:
         raise ResumeRefused(
-            f"{journal} is of another job: the plan's {difference}; give the same recipe and "
+            f"{journal} is of another job: {difference}; give the same recipe and "
             "budget again, or start anew with --force"
         )
     return plan_from_json(fields.object("chosen"), {t.name: t for t in captured.tensors})
