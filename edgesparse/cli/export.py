@@ -23,6 +23,10 @@ from edgesparse.cli._options import budget_option, common, force_option, source_
     "-O", "--option", "options", multiple=True, metavar="KEY=VALUE",
     help="An option of the target's own, such as lowering=xnnpack; see its README.",
 )  # fmt: skip
+@click.option(
+    "--allow-conversion", is_flag=True,
+    help="Write weights the target has no form for as plain values; it says which.",
+)  # fmt: skip
 @source_option
 @common
 def export(
@@ -33,6 +37,7 @@ def export(
     force: bool,
     keep: bool,
     options: tuple[str, ...],
+    allow_conversion: bool,
     source: str | None,
     as_json: bool,
 ) -> None:
@@ -46,6 +51,8 @@ def export(
 
     check_output(target, output, force=force)
     own = dict(_key_and_value(option) for option in options)
+    if allow_conversion:
+        own["allow_conversion"] = True
     compressed = open_compressed(model, source)
     with working(f"exporting {output.name}"):
         artifact = write(compressed, target, output, budget=budget, force=force, keep=keep, **own)

@@ -13,6 +13,7 @@ import torch
 
 from edgesparse.errors import ExportError, Unsupported
 from edgesparse_converters.coreml import compat, frontend
+from edgesparse_converters.coreml.shapes import Shapes
 
 METADATA_KEY = "edgesparse"
 
@@ -22,7 +23,7 @@ def trace(
     inputs: dict[str, torch.Tensor],
     *,
     fused_attention: bool,
-    open_sizes: dict[str, dict[int, Any]] | None = None,
+    open_sizes: dict[str, dict[int, Any] | None] | None = None,
 ) -> torch.export.ExportedProgram:
     """Return the module as a graph coremltools can translate.
 
@@ -71,6 +72,23 @@ def convert(program: torch.export.ExportedProgram, outputs: tuple[str, ...], *, 
             raise ExportError(
                 f"coremltools cannot convert the model: {type(error).__name__}: {_line(error)}"
             ) from error
+
+
+def enumerate_shapes(model: Any, shapes: Shapes) -> Any:
+    """Return coremltools' model with inputs that have these shapes and no others."""
+    import coremltools as ct
+
+    spec = model.get_spec()
+    for described in spec.description.input:
+        if described.name not in shapes:
+            continue
+        array = described.type.multiArrayType
+        array.ClearField("shape")
+        array.ClearField("shapeRange")
+        array.shape.extend(shapes[described.name][0])
+        for shape in shapes[described.name]:
+            array.enumeratedShapes.shapes.add().shape.extend(shape)
+    return ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
 
 
 def save(model: Any, path: Path, record: Mapping[str, Any]) -> None:

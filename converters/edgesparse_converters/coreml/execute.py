@@ -123,6 +123,12 @@ class Executor:
                 n not in (m, None) and m is not None for n, m in sizes
             ):
                 raise UsageError(f"input {name!r} has shape {array.shape}, expected {kind.shape}")
+            allowed = self.package.program.shapes.get(name, (array.shape,))
+            if array.shape not in allowed:
+                listed = ", ".join(map(str, allowed))
+                raise UsageError(
+                    f"input {name!r} has shape {array.shape}, expected one of {listed}"
+                )
             checked[name] = self._narrow(torch.from_numpy(np.ascontiguousarray(array)), kind)
         return checked
 

@@ -15,13 +15,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgesparse.batchnorm import absorb
-from edgesparse.errors import ExportError, UsageError
+from edgesparse.errors import ExportError, Unsupported, UsageError
 from edgesparse.exporting import Artifact, nbytes_on_disk
 from edgesparse.runtime.modules import build_exportable
 from edgesparse_converters.coreml import interface, translate
-from edgesparse_converters.coreml.convert import combine, convert, save, trace
+from edgesparse_converters.coreml.convert import (
+    combine,
+    convert,
+    enumerate_shapes,
+    save,
+    trace,
+)
 from edgesparse_converters.coreml.forms import Choice, Form, block_shape, form_of
 from edgesparse_converters.coreml.placeholders import Numbers, fill, numbers_of
+from edgesparse_converters.coreml.shapes import open_axes, parse_shapes, resize
 from edgesparse_converters.coreml.stateful import Stateful
 
 if TYPE_CHECKING:
@@ -29,6 +36,8 @@ if TYPE_CHECKING:
 
 SYSTEMS = ("iOS18", "iOS26")
 """Deployment targets that know sparse and sub-byte constants; macOS 15 and 26 are the same."""
+OLD_SYSTEMS = ("iOS17",)
+"""Deployment targets to which weights go as plain float16 values, if that is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,30 +45,37 @@ class Options:
     """What may be chosen about a package.
 
     Attributes:
-        system: Oldest system that loads it: ``iOS18`` or ``iOS26``.
+        system: Oldest system that loads it: ``iOS18``, ``iOS26``, or ``iOS17`` with
+            ``allow_conversion``.
+        allow_conversion: Write weights that the system has no form for as float16 values in full:
+            the same numbers, without what compression saves.
         tables: Write 4-bit codes as indices into tables, which the Neural Engine prefers.
         fused_attention: Leave attention one operator; see ``frontend.lower``.
         tokens: Length of a language model's input; None takes the example's.
         flexible: Take any length from 2 to ``tokens``.
+        shapes: The few shapes inputs may have, as ``shapes.parse_shapes`` reads them.
         context: Places of a key/value cache that the package keeps as state; then it has two
             functions, ``prefill`` and ``decode``. None writes one function without state.
         prefill: Tokens that ``prefill`` takes at once.
     """
 
     system: str = "iOS18"
+    allow_conversion: bool = False
     tables: bool = False
     fused_attention: bool = False
     tokens: int | None = None
     flexible: bool = False
+    shapes: str | None = None
     context: int | None = None
     prefill: int = 32
 
     def __post_init__(self) -> None:
-        if self.system not in SYSTEMS:
+        if self.system not in (*SYSTEMS, *OLD_SYSTEMS):
             raise UsageError(
-                f"system {self.system!r}: expected {' or '.join(SYSTEMS)}; older systems have no "
-                "constants of 4 bits with a mask"
+                f"system {self.system!r}: expected {', '.join(OLD_SYSTEMS)}, {' or '.join(SYSTEMS)}"
             )
+        if self.system in OLD_SYSTEMS and self.context is not None:
+            raise UsageError(f"{self.system} keeps no state; leave the context out, or use iOS18")
         if self.tokens is not None and self.tokens < 1:
             raise UsageError(f"tokens is {self.tokens}, expected at least 1")
         if self.context is not None and not 1 <= self.prefill <= self.context:
@@ -71,6 +87,8 @@ class Options:
             raise UsageError("flexible needs tokens, the longest input: at least 2")
         if self.context is not None and self.tokens is not None:
             raise UsageError("give tokens or a context: a package with a cache takes any length")
+        if self.shapes is not None and (self.tokens, self.context) != (None, None):
+            raise UsageError("give shapes, or tokens, or a context: each of them sets the sizes")
 
 
 def read_options(values: Mapping[str, Any]) -> Options:
@@ -104,10 +122,15 @@ def export(
         Unsupported: Operators or inputs Core ML has no form for, by name.
         ExportError: coremltools fails for another reason.
     """
-    streamed = streamed and options.context is None
+    _refuse_old_system(compressed, options)
+    streamed = (streamed or options.system in OLD_SYSTEMS) and options.context is None
     storage = translate.Storage(
         bits={name: packed.spec.bits for name, packed in compressed.packed.items()},
-        choice=Choice(tables=options.tables, late_scale=options.system == "iOS26"),
+        choice=Choice(
+            tables=options.tables,
+            late_scale=options.system == "iOS26",
+            decoded=options.system in OLD_SYSTEMS,
+        ),
         numbers=numbers_of(compressed) if streamed else None,
     )
     with translate.storing(storage), TemporaryDirectory(dir=path.parent) as folder:
@@ -121,6 +144,8 @@ def export(
             )
             outputs = interface.output_names(module, inputs)
             model = convert(program, outputs, system=options.system)
+            if options.shapes is not None:
+                model = enumerate_shapes(model, parse_shapes(options.shapes))
             parts[name] = Path(folder) / f"{name}.mlpackage"
             record = {
                 "weights": storage.names,
@@ -158,6 +183,8 @@ def functions(
     absorb(module, captured)
     if options.context is None:
         inputs = interface.tensor_inputs(captured, tokens=options.tokens)
+        if options.shapes is not None:
+            inputs = resize(inputs, parse_shapes(options.shapes))
         yield "main", interface.wrap(module, captured), inputs
         return
     if captured.task != "causal-lm":
@@ -187,22 +214,33 @@ def end_tokens(captured: CapturedModel) -> list[int]:
 
 def describe(form: Form) -> str:
     """Return the operations of a form and the type of its numbers, for people."""
-    kind = (
-        "float16"
-        if form.bits == 16
-        else f"{'uint' if form.is_indexed else 'int'}{form.bits}"
-    )
+    kind = "float16" if form.bits == 16 else f"{'uint' if form.is_indexed else 'int'}{form.bits}"
     return f"{' + '.join(form.operations)}, {kind}"
 
 
 def open_sizes(
     inputs: Mapping[str, torch.Tensor], options: Options
-) -> dict[str, dict[int, Any]] | None:
+) -> dict[str, dict[int, Any] | None] | None:
     """Return which sizes of which inputs are open, as torch.export takes it."""
+    if options.shapes is not None:
+        return open_axes(inputs, parse_shapes(options.shapes))
     if not options.flexible:
         return None
     length = torch.export.Dim("tokens", min=2, max=options.tokens)
     return {name: {1: length} for name in inputs}
+
+
+def _refuse_old_system(compressed: CompressedModel, options: Options) -> None:
+    """Refuse a system without constants of few bits, by name, unless plain values are allowed."""
+    if options.system not in OLD_SYSTEMS or options.allow_conversion or not compressed.packed:
+        return
+    names = [f"{name} ({packed.spec.name})" for name, packed in compressed.packed.items()]
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    raise Unsupported(
+        f"{options.system} has no form for {', '.join(names[:5])}{rest}: constants with a mask or "
+        "of groups begin with iOS18; export for iOS18, or allow the conversion to float16 values "
+        "with --allow-conversion, in Python allow_conversion=True"
+    )
 
 
 def _refuse_lost(compressed: CompressedModel, storage: translate.Storage) -> None:
@@ -220,7 +258,7 @@ def _notes(compressed: CompressedModel, storage: translate.Storage) -> tuple[str
     widened: Counter[int] = Counter()
     for name, form in storage.written.items():
         spec = compressed.packed[name].spec
-        if form.bits != spec.bits:
+        if form.bits != spec.bits and form.bits < 16:
             widened[spec.bits] += 1
         if form.scales is None:
             continue
@@ -231,6 +269,12 @@ def _notes(compressed: CompressedModel, storage: translate.Storage) -> tuple[str
                 f"{name}: groups of {spec.group_size} do not fall on blocks of shape {form.shape}; "
                 f"scales are repeated for blocks of {block}, {stored} a row instead of {chosen}"
             )
+    decoded = sum(
+        form.bits == 16 and compressed.packed[name].spec.bits < 16
+        for name, form in storage.written.items()
+    )
+    if decoded:
+        notes.append(f"{decoded} weights are written as float16 values in full: as large as dense")
     notes += [
         f"{count} weights of {bits} bits are written as 4-bit integers of the same values: tables "
         "would cost more than the narrower codes save"

@@ -62,10 +62,12 @@ class Choice:
     Attributes:
         tables: Write 4 bits as indices into a table as well.
         late_scale: Scale what was looked up rather than the tables.
+        decoded: Write float16 values in full, for systems that know none of the other forms.
     """
 
     tables: bool = False
     late_scale: bool = False
+    decoded: bool = False
 
 
 DEFAULT_CHOICE = Choice()
@@ -168,6 +170,8 @@ def chain(
 
 def form_of(codes: Codes, choice: Choice = DEFAULT_CHOICE) -> Form:
     """Return how a weight as the solver chose it is written."""
+    if choice.decoded:
+        return value_form(codes.decode(), None)
     if codes.bits == 16:
         return value_form(codes.values.astype(np.float32), codes.keep_mask)
     assert codes.values.dtype == np.int8

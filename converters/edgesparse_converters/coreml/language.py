@@ -98,10 +98,12 @@ class LanguageModel:
         ((length, executor),) = self._executors.items()
         self._tokens.extend(tokens)
         # An open length is fed as it is, but torch traced it for two tokens and more.
+        (name,) = executor.inputs
+        allowed = self.package.program.shapes.get(name)
         width = max(2, len(self._tokens)) if self._open else length
+        width = min(n for _, n in allowed if n >= width) if allowed else width
         padded = np.zeros((1, width), np.int32)
         padded[0, : len(self._tokens)] = self._tokens
-        (name,) = executor.inputs
         logits = np.asarray(executor.run({name: padded})["logits"][0], np.float32)
         return logits[len(self._tokens) - len(tokens) : len(self._tokens)]
 
@@ -209,7 +211,9 @@ def _length(executor: Executor) -> int:
     outputs = executor.function.block.outputs
     length = shapes[0][1] if len(shapes) == 1 and shapes[0][0] == 1 else 0
     if length is None:
-        length = recorded(executor.package).get("tokens")
+        listed = executor.package.program.shapes.values()
+        longest = [shape[1] for shapes in listed for shape in shapes if len(shape) == 2]
+        length = max(longest, default=recorded(executor.package).get("tokens"))
     if not isinstance(length, int) or length < 1 or "logits" not in outputs:
         raise SourceError(
             f"{executor.package.path}: the function {executor.function.name!r} takes no tokens and "

@@ -129,12 +129,14 @@ class Program:
         functions: Entry points by name.
         default: Name of the function that runs when none is named.
         metadata: What whoever wrote the package left in it, as text.
+        shapes: Shapes of the inputs that may have a few and no others.
     """
 
     specification: int
     functions: Mapping[str, Function]
     default: str
     metadata: Mapping[str, str]
+    shapes: Mapping[str, tuple[tuple[int, ...], ...]]
 
 
 def parse(data: memoryview) -> Program:
@@ -156,8 +158,23 @@ def parse(data: memoryview) -> Program:
         default = "main" if "main" in functions else next(iter(functions))
     metadata = {m.text(1): m.text(2) for m in description.message(100).messages(100)}
     return Program(
-        specification=model.integer(1), functions=functions, default=default, metadata=metadata
+        specification=model.integer(1),
+        functions=functions,
+        default=default,
+        metadata=metadata,
+        shapes=_enumerated(description),
     )
+
+
+def _enumerated(description: Message) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Return the shapes of every input that lists them."""
+    found = {}
+    for feature in description.messages(1):
+        array = feature.message(3).message(5)
+        if 21 in array:
+            listed = array.message(21).messages(1)
+            found[feature.text(1)] = tuple(tuple(s.integers(1).tolist()) for s in listed)
+    return found
 
 
 def operations(block: Block) -> Iterator[Operation]:

@@ -287,8 +287,10 @@ def _scaled_tables(form: Form) -> dict[str, NDArray[Any]]:
     assert form.scales is not None
     scale = form.scales[..., None, None]
     data = np.broadcast_to(form.table[:, None], (*form.scales.shape, form.table.size, 1))
-    tables = {"data": np.ascontiguousarray(data), "scale": scale}
-    return tables if form.zeros is None else {**tables, "offset": form.zeros[..., None, None]}
+    tables: dict[str, NDArray[Any]] = {"data": np.ascontiguousarray(data), "scale": scale}
+    if form.zeros is not None:
+        tables["offset"] = form.zeros[..., None, None]
+    return tables
 
 
 def _typed(form: Form) -> NDArray[Any]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from edgesparse_converters.coreml.execute import Executor
 from edgesparse_converters.coreml.package import Package
+from edgesparse_converters.coreml.program import operations
 from edgesparse_converters.coreml.readback import compare, program_names, read_weight, read_weights
 from torch import nn
 
@@ -239,6 +240,13 @@ def test_a_packed_weight_that_is_never_read_is_refused(compressed, tmp_path):
         ({"tables": "perhaps"}, "expected bool"),
         ({"tokens": "many"}, "expected int"),
         ({"system": "iOS15"}, "iOS18 or iOS26"),
+        ({"system": "iOS17", "context": 8}, "iOS17 keeps no state"),
+        ({"shapes": "x"}, "NAME=1x32,1x64"),
+        ({"shapes": "x=2x32"}, "at least two shapes"),
+        ({"shapes": "x=2x32,4x32;y=1,2,3"}, "as many"),
+        ({"shapes": "x=2x32,4"}, "different numbers of dimensions"),
+        ({"shapes": "y=2x32,4x32"}, "the model takes x"),
+        ({"shapes": "x=1x32,4x32"}, "must be 2 or more"),
         ({"tokens": 0}, "at least 1"),
         ({"table": True}, "no option 'table'"),
         ({"tokens": 4}, "no language model"),
@@ -247,6 +255,49 @@ def test_a_packed_weight_that_is_never_read_is_refused(compressed, tmp_path):
 def test_options_that_mean_nothing(compressed, tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
         es.export(compressed(pair(False)), path=tmp_path / "m.mlpackage", **options)
+
+
+def test_an_old_system_is_refused_by_name_or_given_plain_values(layers, compressed, tmp_path):
+    small = compressed(layers)
+    path = tmp_path / "old.mlpackage"
+    with pytest.raises(Unsupported, match=r"iOS17 has no form for .*bitmask4.*allow-conversion"):
+        es.export(small, path=path, system="iOS17")
+    artifact = es.export(small, path=path, system="iOS17", allow_conversion=True)
+    assert any("float16 values in full" in note for note in artifact.notes)
+    assert set(artifact.lowering.values()) == {"const, float16"}
+    program = Package(path).program
+    assert program.specification == 8
+    assert not any("constexpr" in o.type for o in operations(program.functions["main"].block))
+    verdict = es.validate(artifact, small)
+    assert verdict.ok, verdict
+
+
+class Sizes(nn.Module):
+    """Takes images of any size, and as many tokens as there are rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 32, 3, padding=1)
+        self.linear = nn.Linear(32, 64)
+
+    def forward(self, image, rows):
+        x = torch.relu(self.conv(image)).mean(3).transpose(1, 2)
+        return self.linear(x) + rows[..., None]
+
+
+def test_an_input_may_have_a_few_shapes_and_no_others(compressed, tmp_path):
+    inputs = {"image": torch.randn(1, 4, 8, 8), "rows": torch.randn(1, 8)}
+    small = compressed(es.load(Sizes().eval(), example_inputs=inputs))
+    shapes = "image=1x4x8x8,1x4x16x8,1x4x12x20;rows=1x8,1x16,1x12"
+    artifact = es.export(small, path=tmp_path / "m.mlpackage", shapes=shapes)
+    listed = Package(artifact.path).program.shapes
+    assert listed["image"] == ((1, 4, 12, 20), (1, 4, 16, 8), (1, 4, 8, 8))
+    assert listed["rows"] == ((1, 12), (1, 16), (1, 8))
+    verdict = es.validate(artifact, small, calls=3)
+    assert verdict.ok, verdict
+    image, rows = np.zeros((1, 4, 12, 8), np.float32), np.zeros((1, 12), np.float32)
+    with pytest.raises(UsageError, match=r"\(1, 4, 12, 8\), expected one of \(1, 4, 12, 20\)"):
+        run(artifact.path, {"image": image, "rows": rows})
 
 
 def test_a_package_runs_in_half_precision_as_declared(compressed, tmp_path):

@@ -160,6 +160,20 @@ def test_perplexity_of_the_package_is_the_packed_models(small, artifact):
         evaluate_package(artifact.path, small, text=TEXT, window=17)
 
 
+def test_a_few_lengths(tiny, tmp_path):
+    path = es.export(tiny, path=tmp_path / "m.mlpackage", shapes="input_ids=1x8,1x16,1x32").path
+    fixed = es.export(tiny, path=tmp_path / "fixed.mlpackage", tokens=32).path
+    model, whole = LanguageModel(path), LanguageModel(fixed)
+    assert model.context == 32
+    for count in (1, 8, 9, 20):
+        tokens = list(range(count))
+        model.reset()
+        whole.reset()
+        found, expected = model.feed(tokens), whole.feed(tokens)
+        # Of one length the rotary angles are constants, held in float16; of several, computed.
+        assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+
+
 def test_a_package_that_is_no_language_model(compressed, tmp_path):
     linear = es.load(torch.nn.Linear(32, 32), example_inputs={"input": torch.zeros(1, 32)})
     path = es.export(compressed(linear), path=tmp_path / "m.mlpackage").path

@@ -1,0 +1,122 @@
+"""A language model as a package: its size, and its perplexity where the package itself is executed.
+
+    python converters/bench/coreml_language.py MODEL --calibration TEXT --text TEXT
+        [--scheme table] [--table-rows 0] [--keep DIR] [--windows 24] [--max-windows 20]
+        [--table docs/coreml.md]
+
+Half of the weights are removed and the rest stored in 4 bits. Printed: bytes of the package and of
+its weight file, bytes a weight, and the perplexity of the packed model in torch and of the package
+on the host executor, over the same windows of the text. ``--keep`` keeps the compressed model, so
+that a second run goes on from there. ``--table`` puts the row between the markers of a Markdown
+file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from edgesparse_converters.coreml.language import evaluate_package
+
+import edgesparse as es
+from edgesparse.pattern import Pattern
+
+START, END = "<!-- language -->", "<!-- /language -->"
+WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one model showed."""
+
+    name: str
+    scheme: str
+    package_nbytes: int
+    nbytes_per_weight: float
+    windows: int
+    packed: float
+    package: float
+
+    def __str__(self) -> str:
+        difference = self.package / self.packed - 1
+        return (
+            f"| {self.name} | {self.scheme} | {self.package_nbytes / 1e6:.2f} MB "
+            f"| {self.nbytes_per_weight:.4f} | {self.packed:.3f} | {self.package:.3f} "
+            f"({difference:+.3%}) | {self.windows} |"
+        )
+
+
+def compressed(arguments: argparse.Namespace) -> es.CompressedModel:
+    """Return the packed model, from where it was kept if it was."""
+    if arguments.keep is not None and (arguments.keep / "edgesparse.json").exists():
+        return es.CompressedModel.load(arguments.keep)
+    rule = es.Rule(
+        pattern=Pattern(sparsity=0.5), method="sparsegpt", bits=4, scheme=arguments.scheme,
+        table_rows=arguments.table_rows, group_size=arguments.group_size,
+    )  # fmt: skip
+    captured = es.load(arguments.model)
+    plan = es.plan(captured, es.Recipe((rule,)))
+    small = es.compress(captured, plan, arguments.calibration, windows=arguments.windows)
+    if arguments.keep is not None:
+        small.save(arguments.keep)
+    return small
+
+
+def measure(arguments: argparse.Namespace) -> Row:
+    small = compressed(arguments)
+    with TemporaryDirectory() as folder:
+        window = arguments.window
+        artifact = es.export(small, path=Path(folder) / "model.mlpackage", tokens=window)
+        weights = (artifact.path / WEIGHTS).stat().st_size
+        limits = {"window": window, "max_windows": arguments.max_windows}
+        package = evaluate_package(artifact.path, small, text=arguments.text, **limits)
+    packed = es.evaluate(small, text=arguments.text, **limits)
+    one = next(iter(small.packed.values())).spec
+    return Row(
+        name=small.captured.name,
+        scheme=f"{one.scheme}, group {one.group_size}" if one.group_size else one.scheme,
+        package_nbytes=artifact.nbytes,
+        nbytes_per_weight=weights / sum(math.prod(p.shape) for p in small.packed.values()),
+        windows=package.windows,
+        packed=packed.perplexity,
+        package=package.perplexity,
+    )
+
+
+def write_table(path: Path, row: Row) -> None:
+    """Put the row between the markers of a Markdown file."""
+    text = path.read_text(encoding="utf-8")
+    head, _, rest = text.partition(START)
+    _, _, tail = rest.partition(END)
+    lines = (
+        "| 50 % + 4 bits | codes | package | weight file, bytes a weight | packed perplexity "
+        "| package perplexity | windows |",
+        "|---|---|---|---|---|---|---|",
+        str(row),
+    )
+    path.write_text("\n".join((f"{head}{START}", *lines, f"{END}{tail}")), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    for name in ("calibration", "text"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    for name in ("keep", "table"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--scheme", default="table")
+    for name, value in (("table-rows", 0), ("group-size", 0), ("windows", 24), ("window", 512),
+                        ("max-windows", 20)):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value)
+    arguments = parser.parse_args()
+    row = measure(arguments)
+    print(row)
+    if arguments.table is not None:
+        write_table(arguments.table, row)
+
+
+if __name__ == "__main__":
+    main()
