@@ -46,8 +46,57 @@ def matmul(
 def decode(matrix: PackedMatrix, threads: int, out: NDArray[np.float32]) -> None:
     """Write the weights into ``out``, float32 [N, K]."""
     numbers = operand(matrix)
+    scratch = _scratch(numbers, 1, 4, threads)
+    if not matrix.is_symmetric:
+        from edgesparse_kernels import schemes
+
+        go = schemes.decode if threads == 1 else schemes.decode_parallel
+        room = _chunks(threading.get_ident(), threads)
+        go(_isa.best(), numbers, _scheme(matrix), threads, scratch, room, out)
+        return
     run = tiled.decode if threads == 1 else tiled.decode_parallel
-    run(_isa.best(), numbers, threads, _scratch(numbers, 1, 4, threads), out)
+    run(_isa.best(), numbers, threads, scratch, out)
+
+
+def matmul_floats(
+    x: NDArray[np.float32], matrix: PackedMatrix, threads: int, out: NDArray[np.float32]
+) -> None:
+    """Write ``x @ weights.T`` into ``out`` for codes with zeros or in tables."""
+    from edgesparse_kernels import schemes
+
+    numbers, room = operand(matrix), _chunks(threading.get_ident(), threads)
+    run = schemes.multiply_floats if threads == 1 else schemes.multiply_floats_parallel
+    for begin in range(0, len(x), MAX_BATCH):
+        rows, to = x[begin : begin + MAX_BATCH], out[begin : begin + MAX_BATCH]
+        padded = np.zeros((len(rows), 4 * numbers.quads), np.float32)
+        padded[:, : matrix.columns] = rows
+        scratch = _scratch(numbers, 1, len(rows), threads)
+        run(_isa.best(), numbers, _scheme(matrix), padded, threads, scratch, room, to)
+
+
+@lru_cache(maxsize=8)
+def _chunks(caller: int, threads: int) -> NDArray[np.float32]:
+    """Return room for the weights of one chunk of each thread."""
+    return np.empty((threads, CELL * tiles.CHUNK), np.float32)
+
+
+def _scheme(matrix: PackedMatrix) -> tuple[int, int, int, int]:
+    """Return addresses of zeros and tables, rows and entries of a table; 0 entries without.
+
+    Tables are float32, entries where decoded lanes look for them, and a 0 after the last.
+    """
+    if not matrix.has_table:
+        return matrix.zeros.ctypes.data, 0, 0, 0
+    known: NDArray[np.float32] | None = matrix.__dict__.get("_table")
+    size = (1 << matrix.bits) + 1
+    if known is None:
+        stored = matrix.table.view(np.float16)
+        count = -(-matrix.rows // matrix.table_rows) if matrix.table_rows else 1
+        known = np.zeros((count, size), np.float32)
+        entries = stored[: count * (size - 1)].reshape(count, size - 1)
+        known[:, np.arange(size - 1) ^ (size // 2)] = entries
+        matrix.__dict__["_table"] = known
+    return 0, known.ctypes.data, matrix.table_rows, size
 
 
 _GROUP_MULTIPLE = {"nm4": 32, "n64": 128, "column16": 64, "block16x8": 128}
@@ -129,13 +178,13 @@ def operand(matrix: PackedMatrix) -> tiles.Operand:
     if known is None:
         width = quads(matrix.columns)
         # One scale a row is one group of whole octets, whatever the number of columns.
-        one = matrix.group_size >= matrix.columns
+        one = matrix.has_table or matrix.group_size >= matrix.columns
         known = tiles.Operand(
             rows=matrix.rows,
             columns=matrix.columns,
             bits=matrix.bits,
             group_size=4 * width if one else matrix.group_size,
-            groups=matrix.groups,
+            groups=1 if matrix.has_table else matrix.groups,
             quads=width,
             is_dense=int(matrix.is_dense),
             mask=matrix.mask.ctypes.data,

@@ -51,10 +51,14 @@ def matmul(
             dispatch.gather(x, matrix, kind, threads, out)
         else:
             matmul(x, as_dense(matrix), out=out, kind=kind, threads=threads)
-    elif _has_octets(matrix):
+    elif matrix.is_symmetric and _has_octets(matrix):
         from edgesparse_kernels import dispatch
 
         dispatch.matmul(x, matrix, kind, threads, out)
+    elif kind is Activations.FLOAT32 and _has_octets(matrix):
+        from edgesparse_kernels import dispatch
+
+        dispatch.matmul_floats(x, matrix, threads, out)
     elif kind is not Activations.FLOAT32:
         out[:] = _reference(x, matrix, kind)
     else:
@@ -166,13 +170,11 @@ def _arguments(matrix: PackedMatrix) -> Arguments:
 
 
 def _has_octets(matrix: PackedMatrix) -> bool:
-    """Whether the vector kernels can take it: symmetric codes, groups of whole octets."""
+    """Whether vector kernels can take it: integer codes, groups of whole octets."""
     return (
         matrix.bits != 16
-        and not matrix.has_table
-        and not matrix.zeros.size
         and matrix.columns > 0
-        and (matrix.group_size % 8 == 0 or matrix.group_size >= matrix.columns)
+        and (matrix.has_table or matrix.group_size % 8 == 0 or matrix.group_size >= matrix.columns)
     )
 
 

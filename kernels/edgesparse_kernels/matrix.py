@@ -70,6 +70,11 @@ class PackedMatrix:
         return self.bits != 16 and not self.group_size
 
     @property
+    def is_symmetric(self) -> bool:
+        """Whether a code of 0 means 0."""
+        return not self.has_table and not self.zeros.size
+
+    @property
     def groups(self) -> int:
         """Scales of a row."""
         return -(-self.columns // self.group_size) if self.group_size else 0

@@ -53,12 +53,25 @@ def test_product(make_matrix, name, scheme, shape, batch):
 
 
 @pytest.mark.parametrize(("name", "scheme"), STORED)
-def test_rows_by_index_and_threads(make_matrix, name, scheme):
+def test_rows_by_index(make_matrix, name, scheme):
     matrix, weights = make_matrix(name, 40, 72, scheme=scheme, table_rows=10)
     rows = np.array([39, 0, 16, 15, 0], np.int64)
     out = np.empty((5, 72), np.float32)
     kernels.embedding(rows, matrix, out=out)
     assert np.array_equal(out, weights[rows])
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("bitmask3", "table"), ("dense4", "asymmetric")])
+def test_threads_change_nothing(make_matrix, name, scheme):
+    matrix, weights = make_matrix(name, 90, 200, scheme=scheme)
+    x = np.random.default_rng(1).standard_normal((2, 200)).astype(np.float32)
+    one, two = np.empty((2, 90), np.float32), np.empty((2, 90), np.float32)
+    kernels.matmul(x, matrix, out=one)
+    kernels.matmul(x, matrix, out=two, threads=2)
+    assert np.array_equal(one, two)
+    decoded = np.empty((90, 200), np.float32)
+    kernels.decode(matrix, out=decoded, threads=2)
+    assert np.array_equal(decoded, weights)
 
 
 @pytest.mark.parametrize("name", ASYMMETRIC)
