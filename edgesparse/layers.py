@@ -17,6 +17,7 @@ from edgesparse.calibrate.residence import Residence, Streamed
 from edgesparse.calibrate.team import Team
 from edgesparse.calibrate.visit import module_of
 from edgesparse.codes import Codes
+from edgesparse.dropping import without_zeros
 from edgesparse.errors import CalibrationError
 from edgesparse.journal import Journal
 from edgesparse.model import CapturedModel
@@ -59,6 +60,7 @@ class LayerRun:
         packs_beside: Pack and write in a thread while the next layers are solved. What is durable
             is then one group behind, and the codes of one group more are in memory.
         errors: Measured error of every tensor done, in the order they were done.
+        dropped: Codes of value 0 that this process left out of masks.
     """
 
     captured: CapturedModel
@@ -70,6 +72,7 @@ class LayerRun:
     journal: Journal | None = None
     packs_beside: bool = False
     errors: dict[str, float] = field(default_factory=dict)
+    dropped: int = 0
     _packed: dict[str, PackedTensor] = field(default_factory=dict)
     _pending: Future[Mapping[str, Any] | None] | None = None
 
@@ -177,6 +180,8 @@ class LayerRun:
             codes = replace(
                 codes, values=codes.values.reshape(shape), keep_mask=codes.keep_mask.reshape(shape)
             )
+        codes, dropped = without_zeros(codes, planned.spec)
+        self.dropped += dropped
         return codes, error
 
     def _exchange(self, owners: Mapping[str, int], errors: Mapping[str, float]) -> dict[str, float]:
