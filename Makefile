@@ -77,13 +77,14 @@ test-all: check ## the slow tests too
 MODEL ?= examples/models/classics-4m
 CALIBRATION ?= examples/data/calibration.txt
 VALIDATION ?= examples/data/validation.txt
-ROWS ?= float16$$|gptq$$
+ROWS ?= gptq$$
 
 bench: venv ## the speed of packed products on this machine, and what each method costs a model
 	$(BIN)/python kernels/bench/products.py --shape 1024x1024 --cached
 	$(BIN)/python kernels/bench/products.py --shape 4096x4096
 	$(BIN)/python bench/accuracy.py $(MODEL) --calibration $(CALIBRATION) \
-		--validation $(VALIDATION) --rows '$(ROWS)' --output out/bench
+		--validation $(VALIDATION) --rows '$(ROWS)' --output out/bench.json
+	$(BIN)/python bench/accuracy_table.py out/bench.json
 
 native: venv ## build the C++ kernels, and the ExecuTorch operators over them for this machine
 	cmake -S kernels/native -B build/native -DCMAKE_BUILD_TYPE=Release

@@ -1,12 +1,16 @@
-"""One table of accuracy: every method and pattern on one language model, one text, one scale.
+"""Accuracy of every method and pattern on one language model, and of other tools' results on it.
 
-    python bench/accuracy.py MODEL --calibration TEXT --validation TEXT [--training TEXT]
-        [--rows REGEX] [--device cuda] [--output docs/accuracy]
+    python bench/accuracy.py MODEL --calibration TEXT --validation TEXT [--held-out TEXT]
+        [--training TEXT] [--rows REGEX] [--seeds 0 1] [--device cuda] [--peers DIR]
+        [--output docs/accuracy.json]
 
 Compressed are the linear layers of the blocks; embeddings (and heads tied to them) stay float16.
-Calibration is 256 windows of 512 tokens; perplexity is over all windows of 512 tokens of the
-validation text without overlap, 511 predictions each. Rows named ``… distilled`` go on with
-``recover`` on the training text. Results are written after every row, so that a run can be ended.
+Calibration is 256 windows of 512 tokens, ``--seeds`` says which; perplexity is over all windows of
+512 tokens of a text without overlap, 511 predictions each. With ``--training`` rows that have a
+recovery go on with it, from the first seed. ``--held-out`` is a text that settings may be chosen
+on; the validation text is only ever reported. ``--peers`` scores what scripts in ``bench/peers``
+left in a directory. Results are added to the output after every row; ``accuracy_table.py`` makes
+the page of it.
 """
 
 from __future__ import annotations
@@ -19,77 +23,20 @@ import platform
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accuracy_cases import BATCH, ROWS, STEPS, Row, peer_case
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import edgesparse as es
 from edgesparse.calibrate.windows import read_tokens
-from edgesparse.model import CapturedModel, CompressedModel, TensorKind
+from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.recovery import recover
 from edgesparse.runtime.modules import build_decoded
 
 WINDOWS, WINDOW = 256, 512
-LEARNING_RATE, STEPS, BATCH = 8e-4, 1200, 32
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case; ``bar`` is the highest acceptable ratio to the dense model's perplexity."""
-
-    pattern: str
-    sparsity: float
-    method: str
-    bits: int = 16
-    group: int = 128
-    quantizer: str = "gptq"
-    bar: float = math.nan
-    distilled: float = math.nan
-
-    @property
-    def name(self) -> str:
-        """Return what the table calls it."""
-        kept = "dense" if self.sparsity == 0 else f"{self.pattern} {self.sparsity:.0%}"
-        stored = "float16" if self.bits == 16 else f"{self.bits}-bit g{self.group}"
-        how = self.method if self.sparsity else ""
-        how += f"{' ' if how else ''}{self.quantizer}" if self.bits < 16 else ""
-        return f"{kept}, {stored}, {how}".replace("unstructured ", "")
-
-
-ROWS = [
-    Row("unstructured", 0.5, "magnitude"),
-    Row("unstructured", 0.5, "wanda", bar=1.29),
-    Row("unstructured", 0.5, "sparsegpt", bar=1.21),
-    Row("unstructured", 0.5, "sparsegpt", 4, 128, bar=1.23),
-    Row("unstructured", 0.0, "", 4, 32, bar=1.012),
-    Row("unstructured", 0.0, "", 3, 128, bar=1.065),
-    Row("unstructured", 0.5, "admm", bar=1.13),
-    Row("unstructured", 0.6, "admm", bar=1.38),
-    Row("unstructured", 0.7, "admm", bar=2.3),
-    Row("2:4", 0.5, "admm", bar=1.40),
-    Row("unstructured", 0.5, "wanda", 4, 128),
-    Row("unstructured", 0.5, "admm", 4, 128, bar=1.155, distilled=0.99),
-    Row("16x1", 0.5, "admm", 4, 128, distilled=1.05),
-    Row("2:4", 0.5, "admm", 4, 128, distilled=1.00),
-    Row("unstructured", 0.7, "admm", 4, 128, distilled=1.03),
-    Row("16:64", 0.75, "admm", 4, 128, distilled=1.06),
-]
-
-
-def plan_of(captured: CapturedModel, row: Row) -> es.Plan:
-    """Return the plan that does the same to every linear layer."""
-    pattern = es.Pattern.parse(row.pattern, sparsity=row.sparsity)
-    rule = es.Rule(
-        kind=TensorKind.LINEAR,
-        pattern=pattern,
-        method=row.method or "magnitude",
-        bits=row.bits,
-        group_size=row.group,
-        quantizer=row.quantizer,
-    )
-    return es.plan(captured, es.Recipe((rule,)))
 
 
 @torch.no_grad()
@@ -104,62 +51,100 @@ def perplexity(model: nn.Module, windows: Tensor, device: str) -> float:
     return math.exp(total / (len(windows) * (windows.shape[1] - 1)))
 
 
-def measure(args: argparse.Namespace, captured: CapturedModel) -> Iterator[dict[str, object]]:
-    """Yield a record for the dense model and for every row chosen."""
-    tokens = read_tokens(captured, args.validation)
-    windows = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)[: args.limit]
-    calibration = read_tokens(captured, args.calibration)
-    training = None if args.training is None else read_tokens(captured, args.training)
-    dense = perplexity(captured.loader().float(), windows, args.device)
-    yield {"name": "dense, float16", "perplexity": dense, "ratio": 1.0, "windows": len(windows)}
+class Judge:
+    """Measures models on the texts, as ratios to the dense model."""
 
-    def record(name: str, small: CompressedModel, bar: float, seconds: float) -> dict[str, object]:
-        found = perplexity(build_decoded(small), windows, args.device)
+    def __init__(self, captured: CapturedModel, texts: dict[str, Path], device: str) -> None:
+        self._device, self._texts = device, {}
+        for name, path in texts.items():
+            tokens = read_tokens(captured, path)
+            self._texts[name] = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)
+        dense = captured.loader().float()
+        self.dense = {n: perplexity(dense, w, device) for n, w in self._texts.items()}
+
+    def ratios(self, model: nn.Module) -> dict[str, float]:
+        """Return perplexity relative to the dense model's, by text."""
         return {
-            "name": name,
-            "perplexity": found,
-            "ratio": found / dense,
-            "bar": None if math.isnan(bar) else bar,
-            "seconds": round(seconds, 1),
-            "bits_per_weight": small.bits_per_weight,
-            "layer_error": sum(small.errors.values()) or None,
+            name: perplexity(model, windows, self._device) / self.dense[name]
+            for name, windows in self._texts.items()
         }
 
+    def about(self) -> dict[str, object]:
+        """Return what the dense model reaches."""
+        windows = {name: len(windows) for name, windows in self._texts.items()}
+        return {"dense_perplexity": self.dense, "windows": windows}
+
+
+def measure(args: argparse.Namespace, captured: CapturedModel, judge: Judge) -> Iterator[dict]:
+    """Yield a record for every row and seed chosen."""
+    calibration = read_tokens(captured, args.calibration)
+    training = None if args.training is None else read_tokens(captured, args.training)
     for row in ROWS:
-        if not re.search(args.rows, row.name):
+        if not re.search(args.rows, f"{row.case}, {row.how}"):
             continue
-        start = time.perf_counter()
-        small = es.compress(
-            captured, plan_of(captured, row), calibration, windows=WINDOWS, device=args.device
-        )
-        yield record(row.name, small, row.bar, time.perf_counter() - start)
-        if training is not None and not math.isnan(row.distilled):
+        for seed in args.seeds:
             start = time.perf_counter()
-            small = recover(
-                small,
-                data=training,
-                steps=STEPS,
-                minutes=args.minutes,
-                lr=LEARNING_RATE,
-                batch=BATCH,
-                device=args.device,
-            )
-            spent = time.perf_counter() - start
-            steps = small.metadata["recovery"]["steps"]
-            name = f"{row.name}, distilled"
-            yield {**record(name, small, row.distilled, spent), "steps": steps}
+            small = es.compress(
+                captured, row.plan(captured), calibration, windows=WINDOWS, device=args.device,
+                seed=seed,
+            )  # fmt: skip
+            seconds = time.perf_counter() - start
+            yield record(row, small, judge, seed=seed, seconds=seconds, bar=row.bar)
+            if training is not None and row.recovery is not None and seed == args.seeds[0]:
+                yield recovered(row, small, training, judge, args.device)
 
 
-def as_markdown(records: list[dict[str, object]], title: str) -> str:
-    """Return the table that goes into the documentation."""
-    lines = [f"# Accuracy: {title}", ""]
-    lines += ["| case | perplexity | × dense | bar | seconds |", "|---|---|---|---|---|"]
-    for r in records:
-        bar = "" if r.get("bar") is None else f"{r['bar']:.3f}"
-        seconds = "" if r.get("seconds") is None else f"{r['seconds']}"
-        line = f"| {r['name']} | {r['perplexity']:.3f} | {r['ratio']:.4f} | {bar} | {seconds} |"
-        lines.append(line)
-    return "\n".join([*lines, ""])
+def recovered(
+    row: Row, small: CompressedModel, training: Tensor, judge: Judge, device: str
+) -> dict[str, object]:
+    """Recover a compressed model and return its record."""
+    assert row.recovery is not None
+    start, options = time.perf_counter(), vars(row.recovery).copy()
+    bar = options.pop("bar")
+    small = recover(small, data=training, steps=STEPS, batch=BATCH, device=device, **options)
+    seconds = time.perf_counter() - start
+    found = record(row, small, judge, seed=0, seconds=seconds, bar=bar)
+    return {**found, "case": f"{row.case}, recovered", "options": options}
+
+
+def record(
+    row: Row, small: CompressedModel, judge: Judge, *, seed: int, seconds: float, bar: float | None
+) -> dict[str, object]:
+    """Return what is worth keeping of one result."""
+    return {
+        "tool": "edgesparse",
+        "case": row.case,
+        "how": row.how,
+        "seed": seed,
+        "ratio": judge.ratios(build_decoded(small)),
+        "bar": bar,
+        "seconds": round(seconds, 1),
+        "bits_per_weight": small.bits_per_weight,
+    }
+
+
+def peers(folder: Path, captured: CapturedModel, judge: Judge) -> Iterator[dict[str, object]]:
+    """Yield a record for every result that another tool left in ``folder``."""
+    for path in sorted(folder.glob("*.json")):
+        told = json.loads(path.read_text())
+        model = captured.loader().float()
+        weights = load_file(path.with_suffix(".safetensors"))
+        unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+        assert not unknown, unknown
+        case, how = peer_case(told["case"])
+        yield {
+            "tool": told["peer"], "version": told["version"], "case": case, "how": how, "seed": 0,
+            "ratio": judge.ratios(model), "bar": None, "seconds": told["seconds"],
+        }  # fmt: skip
+
+
+def add(path: Path, about: dict[str, object], found: dict[str, object]) -> None:
+    """Put one record into the file, in the place of an older one of the same run."""
+    data = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    key = ("tool", "case", "how", "seed")
+    rows = [r for r in data["rows"] if any(r[k] != found[k] for k in key)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**data, **about, "rows": [*rows, found]}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -167,27 +152,26 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--validation", type=Path, required=True)
+    parser.add_argument("--held-out", type=Path)
     parser.add_argument("--training", type=Path)
-    parser.add_argument("--minutes", type=float, help="at most, for each distillation")
-    parser.add_argument("--rows", default="", help="a regular expression of row names")
-    parser.add_argument("--limit", type=int, help="validation windows")
+    parser.add_argument("--rows", default="", help="a regular expression of `case, method`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--peers", type=Path, help="score these results instead of running rows")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, default=Path("docs/accuracy"))
+    parser.add_argument("--output", type=Path, default=Path("docs/accuracy.json"))
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    captured, records = es.load(args.model), []
+    captured = es.load(args.model)
+    texts = {"validation": args.validation, "held-out": args.held_out}
+    judge = Judge(captured, {n: p for n, p in texts.items() if p is not None}, args.device)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-    for record in measure(args, captured):
-        records.append(record)
-        print(json.dumps(record), flush=True)
-        about = {"model": captured.name, "device": machine, "torch": torch.__version__}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.with_suffix(".json").write_text(
-            json.dumps({**about, "rows": records}, indent=1)
-        )
-        args.output.with_suffix(".md").write_text(
-            as_markdown(records, f"{captured.name}, {machine}")
-        )
+    about = {"model": captured.name, "device": machine, "torch": torch.__version__}
+    results = (
+        measure(args, captured, judge) if args.peers is None else peers(args.peers, captured, judge)
+    )
+    for found in results:
+        print(json.dumps(found), flush=True)
+        add(args.output, {**about, **judge.about()}, found)
 
 
 if __name__ == "__main__":
