@@ -105,6 +105,11 @@ class Rule:
 class Recipe:
     """Ordered rules; the first that matches a tensor decides.
 
+    Attributes:
+        rules: The rules.
+        allocation: How the layers share the sparsity once the model is calibrated: ``uniform`` (as
+            the rules say) or a row of ``planner.sharing.ALLOCATIONS``.
+
     Example:
         >>> recipe = Recipe((Rule(kind=TensorKind.LINEAR, bits=4),))
         >>> recipe.rules[0].group_size
@@ -112,6 +117,7 @@ class Recipe:
     """
 
     rules: tuple[Rule, ...] = ()
+    allocation: str = "uniform"
 
     def rule_for(self, tensor: TensorInfo) -> Rule | None:
         """Return the first rule that matches, or None: the tensor stays as it is."""
@@ -119,7 +125,7 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
-        """Read a recipe file of ``[[rule]]`` tables.
+        """Read a recipe file of ``[[rule]]`` tables, and ``allocation`` above them.
 
         Raises:
             RecipeError: No such file, not TOML, or a key that no rule has.
@@ -130,10 +136,13 @@ class Recipe:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RecipeError(f"{path} is not TOML: {error}") from None
-        rules = data.pop("rule", [])
+        rules, allocation = data.pop("rule", []), data.pop("allocation", cls.allocation)
         if data or not isinstance(rules, list):
             raise RecipeError(f"{path}: expected only [[rule]] tables, found {sorted(data)}")
-        return cls(tuple(_rule(table, f"{path}, rule {i + 1}") for i, table in enumerate(rules)))
+        if not isinstance(allocation, str):
+            raise RecipeError(f"{path}: allocation is {allocation!r}, expected a name")
+        read = (_rule(table, f"{path}, rule {i + 1}") for i, table in enumerate(rules))
+        return cls(tuple(read), allocation)
 
     @classmethod
     def from_json(cls, data: Iterable[Mapping[str, Any]]) -> Recipe:

@@ -89,6 +89,21 @@ def better_plan(
     )
 
 
+def shared_out(
+    captured: CapturedModel, plan: Plan, calibration: object, allocation: str, **options: Any
+) -> Plan:
+    """Return the plan with its sparsity shared out over the layers by ``allocation``.
+
+    ``options`` are those of ``share_sparsity``.
+    """
+    from edgesparse.planner.sharing import UNIFORM, share_sparsity
+
+    if allocation == UNIFORM or not plan.is_sparse:
+        return plan
+    with working("asking which layers can lose most"):
+        return share_sparsity(captured, plan, calibration, allocation, **options)
+
+
 def _each(step: Step) -> Callable[[Progress], None]:
     """Return what ``compress`` calls after every tensor: the bar moves, --verbose says more."""
 

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 @click.option("--window", default=512, show_default=True, help="Tokens in a window of text.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same result.")
 @click.option("--device", default="cpu", show_default=True, help="Where the solver runs: cuda, …")
+@click.option(
+    "--allocation", metavar="NAME",
+    help="How layers share the sparsity: uniform, owl or hessian (most for what matters least).",
+)  # fmt: skip
 @click.option("--memory-limit", "limit", metavar="SIZE", help="Memory this process may hold: 3GB.")
 @click.option("--resume", is_flag=True, help="Go on with the finished layers of an earlier run.")
 @click.option("--no-compare", is_flag=True, help="Measure nothing, nor the equal-byte alternative.")
@@ -62,6 +66,7 @@ def compress(
     window: int,
     seed: int,
     device: str,
+    allocation: str | None,
     limit: str | None,
     resume: bool,
     no_compare: bool,
@@ -90,7 +95,7 @@ def compress(
         captured, plan, data = _prepared(
             model, recipe, at.journal, budget=budget, target=target, calibration=calibration,
             text=text, output=output, team=team, memory_limit=memory_limit,
-            windows=windows, window=window, seed=seed, device=own_device,
+            windows=windows, window=window, seed=seed, device=own_device, allocation=allocation,
         )  # fmt: skip
         can_measure = _can_measure(captured, memory_limit)
         if not can_measure and team.leads:
@@ -131,11 +136,13 @@ def _prepared(
     window: int,
     seed: int,
     device: str,
+    allocation: str | None,
 ) -> tuple[CapturedModel, Plan, _calibration.Data]:
     """Return the model, the plan (an earlier run's, if it was of the same job) and the data."""
     from edgesparse.capture import load
     from edgesparse.journal.beside import recall, remember
     from edgesparse.planner import plan as make_plan
+    from edgesparse.recipe import Recipe
     from edgesparse.store.space import require_space
 
     captured = load(model)
@@ -145,13 +152,17 @@ def _prepared(
     data = _calibration.choose(
         captured, calibration, text, windows=windows, window=window, seed=seed
     )
-    request = {"plan": asked.to_json()}
+    shared = allocation or (recipe or Recipe()).allocation
+    request = {"plan": asked.to_json(), "allocation": shared}
     plan = recall(journal, request, captured) if team.leads else None
     if plan is None and team.leads:
         plan = asked
         if _can_measure(captured, memory_limit):
             plan = _job.better_plan(
                 captured, recipe, asked, data.calibration, window=window, seed=seed, device=device
+            )
+            plan = _job.shared_out(
+                captured, plan, data.calibration, shared, window=window, seed=seed, device=device
             )
         remember(journal, request, plan)
     plan = team.agree(plan)

@@ -4,6 +4,7 @@ from edgesparse.planner.default import default_recipe, leaves_open, without_spar
 from edgesparse.planner.front import pareto_front
 from edgesparse.planner.planning import plan
 from edgesparse.planner.rates import Rates, Sensitivity
+from edgesparse.planner.sharing import share_sparsity
 from edgesparse.planner.types import MemoryTerm, Plan, TensorPlan
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "leaves_open",
     "pareto_front",
     "plan",
+    "share_sparsity",
     "without_sparsity",
 ]

@@ -58,30 +58,25 @@ def test_an_image_of_no_known_kind_is_refused(
     assert "expected an image ending in" in result.stderr
 
 
-def test_the_plan_listens_to_calibration(cli: Cli, language_model: Path, text: Path) -> None:
+def test_the_plan_listens_to_calibration_and_remembers_what_it_heard(
+    cli: Cli, language_model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPARSE_CACHE", str(tmp_path))
     options = ("plan", language_model, "--budget", "500kB", "--json")
     alike = json.loads(cli(*options).stdout)
+    assert not list(tmp_path.iterdir())
     result = cli(*options, "--calibration", text)
     assert result.exit_code == 0, result.stderr
     measured = json.loads(result.stdout)
     assert measured["nbytes"] <= 500_000
     assert measured["loss"] != alike["loss"]
-
-
-def test_what_was_measured_is_remembered(
-    cli: Cli, language_model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EDGESPARSE_CACHE", str(tmp_path))
-    options = ("plan", language_model, "--budget", "500kB", "--json", "--calibration", text)
-    first = cli(*options)
-    assert first.exit_code == 0, first.stderr
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
     def refuse(*_: object) -> None:
         raise AssertionError("the model was run again")
 
     monkeypatch.setattr("edgesparse.planner.sensitivity.outputs", refuse)
-    assert cli(*options).stdout == first.stdout
+    assert cli(*options, "--calibration", text).stdout == result.stdout
 
 
 @pytest.mark.parametrize(
@@ -100,3 +95,28 @@ def test_where_it_is_remembered(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cache_directory() == (None if wanted is None else Path(wanted))
+
+
+def test_sparsity_is_shared_out_when_asked(
+    cli: Cli, language_model: Path, text: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('allocation = "owl"\n[[rule]]\nmatch = {kind = "linear"}\nsparsity = 0.5\n')
+    options = ("--calibration", text, "--window", "32", "--windows", "8", "--no-compare")
+    out = tmp_path / "out"
+    result = cli("compress", language_model, "-o", out, "--recipe", recipe, *options)
+    assert result.exit_code == 0, result.stderr
+    assert "sparsity shared out by owl" in result.stdout
+    plan = json.loads((out / "edgesparse.json").read_text())["plan"]
+    assert len({entry["rule"]["sparsity"] for entry in plan["tensors"] if entry["rule"]}) > 1
+
+
+def test_an_allocation_nobody_knows_is_refused(
+    cli: Cli, language_model: Path, text: Path, tmp_path: Path
+) -> None:
+    result = cli(
+        "compress", language_model, "-o", tmp_path / "out", "--calibration", text, "--sparsity",
+        "0.5", "--allocation", "best", "--window", "32", "--windows", "8",
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "unknown allocation 'best'; known: hessian, owl" in result.stderr
