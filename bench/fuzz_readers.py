@@ -33,12 +33,32 @@ from torch import nn
 
 from edgesparse.capture import load as capture
 from edgesparse.errors import EdgesparseError
+from edgesparse.journal import Journal
+from edgesparse.journal.beside import recall, remember
 from edgesparse.model import CapturedModel, CompressedModel
+from edgesparse.recipe import Recipe
 from edgesparse.store import load, save
 from edgesparse.store.manifest import read_manifest
 from edgesparse.store.tensorfile import TensorFile
 
 SECONDS = 5
+RECIPE = b"""
+[[rule]]
+match = { kind = "embedding" }
+bits = 4
+group_size = 32
+
+[[rule]]
+match = { name = "re:.*down_proj$" }
+pattern = "2:4"
+method = "admm"
+
+[[rule]]
+match = { kind = "linear" }
+sparsity = 0.5
+method = "sparsegpt"
+bits = 4
+"""
 ALARMS = (signal.SIGALRM, signal.SIGPROF)
 MEMORY_NBYTES = 256 << 20
 NUMBERS = (0, 1, -1, 2**7, 2**8, 2**15, 2**16, 2**31, 2**32, 2**62, 2**63, 2**64, 10**400)
@@ -208,7 +228,68 @@ def readers(directory: Path) -> dict[str, tuple[bytes, Read]]:
         ),
         "bin": (state.read_bytes(), lambda content: _bin(_at(state, content))),
         "pt2": (program.read_bytes(), lambda content: capture(_at(program, content))),
+        "recipe": (
+            RECIPE,
+            lambda content: Recipe.from_toml(_at(directory / "recipe.toml", content)),
+        ),
+        "tokenizer": (small_tokenizer(), lambda content: _tokenizer(directory, content)),
+        "journal": journal_reader(directory / "journal", small),
+        "plan": plan_reader(directory / "asked", small),
+        "pte": pte_reader(directory / "net.pte", small),
     }
+
+
+def small_tokenizer() -> bytes:
+    """Return a tokenizer of a few merges."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE(unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["?"], show_progress=False)
+    made.train_from_iterator(["the cat sat on the mat, and that was that"], trainer)
+    return made.to_str().encode()
+
+
+def journal_reader(folder: Path, small: CompressedModel) -> tuple[bytes, Read]:
+    """Return a journal of one part, and what opens it: the parts stay as they are."""
+    journal = Journal(folder, {"job": 1})
+    journal.commit([journal.write_part(small.packed, small.errors)])
+    journal.close()
+    parts = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def read(content: bytes) -> None:
+        for path, original in parts.items():
+            path.write_bytes(content if path.name == "journal.jsonl" else original)
+        opened = Journal(folder, {"job": 1})
+        opened.close()
+        for name in set(opened.finished) & set(small.packed):
+            opened.packed(small.captured.by_name[name]).decode()
+
+    return parts[folder / "journal.jsonl"], read
+
+
+def plan_reader(folder: Path, small: CompressedModel) -> tuple[bytes, Read]:
+    """Return a remembered plan, and what recalls it."""
+    remember(folder, {"x": 1}, small.plan)
+    path = folder / "plan.json"
+    captured = small.captured
+    return path.read_bytes(), lambda content: recall(_at(path, content).parent, {"x": 1}, captured)
+
+
+def pte_reader(path: Path, small: CompressedModel) -> tuple[bytes, Read]:
+    """Return a small program for XNNPACK, and what looks into it."""
+    from edgesparse.exporting import export, inspect
+
+    export(small, path=path, lowering="xnnpack")
+    return path.read_bytes(), lambda content: inspect(_at(path, content))
+
+
+def _tokenizer(directory: Path, content: bytes) -> None:
+    from edgesparse.runtime.text import read_tokenizer
+
+    read_tokenizer.cache_clear()
+    made = read_tokenizer(_at(directory / "tokenizer.json", content))
+    made.encode("the cat", add_special_tokens=False)
 
 
 def transformers_directory(directory: Path) -> Path:
