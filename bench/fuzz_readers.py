@@ -253,7 +253,7 @@ def small_tokenizer() -> bytes:
 def journal_reader(folder: Path, small: CompressedModel) -> tuple[bytes, Read]:
     """Return a journal of one part, and what opens it: the parts stay as they are."""
     journal = Journal(folder, {"job": 1})
-    journal.commit([journal.write_part(small.packed, small.errors)])
+    journal.commit([journal.write_part(small.packed, small.errors, dict.fromkeys(small.packed, 0))])
     journal.close()
     parts = {path: path.read_bytes() for path in folder.iterdir()}
 

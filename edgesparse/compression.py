@@ -114,7 +114,7 @@ def compress(
         "tools": {"edgesparse": edgesparse.__version__, "torch": torch.__version__},
         "device": device,
         "seconds": round(time.monotonic() - started, 2),
-        "dropped_zero_codes": sum(team.gather(run.dropped)),
+        "dropped_zero_codes": sum(run.dropped.values()),
     }
     if memory_limit is not None:
         metadata["memory"] = {"limit_nbytes": memory_limit, "peak_nbytes": peak_nbytes()}

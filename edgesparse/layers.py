@@ -60,7 +60,7 @@ class LayerRun:
         packs_beside: Pack and write in a thread while the next layers are solved. What is durable
             is then one group behind, and the codes of one group more are in memory.
         errors: Measured error of every tensor done, in the order they were done.
-        dropped: Codes of value 0 that this process left out of masks.
+        dropped: How many codes of value 0 were left out of the mask of each tensor.
     """
 
     captured: CapturedModel
@@ -72,7 +72,7 @@ class LayerRun:
     journal: Journal | None = None
     packs_beside: bool = False
     errors: dict[str, float] = field(default_factory=dict)
-    dropped: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
     _packed: dict[str, PackedTensor] = field(default_factory=dict)
     _pending: Future[Mapping[str, Any] | None] | None = None
 
@@ -143,6 +143,7 @@ class LayerRun:
         line = pending.result()
         if self.journal is not None:
             self.journal.commit([line for line in self.team.gather(line) if line is not None])
+            self.dropped |= {name: f.dropped for name, f in self.journal.finished.items()}
 
     def close(self) -> None:
         """End the thread, and let other processes have the journal."""
@@ -180,8 +181,7 @@ class LayerRun:
             codes = replace(
                 codes, values=codes.values.reshape(shape), keep_mask=codes.keep_mask.reshape(shape)
             )
-        codes, dropped = without_zeros(codes, planned.spec)
-        self.dropped += dropped
+        codes, self.dropped[name] = without_zeros(codes, planned.spec)
         return codes, error
 
     def _exchange(self, owners: Mapping[str, int], errors: Mapping[str, float]) -> dict[str, float]:
@@ -205,7 +205,7 @@ class LayerRun:
             pack = FORMATS.get(planned.spec.name).pack
             packed[name] = pack(value, pattern=planned.rule.pattern)
         if self.journal is not None:
-            return self.journal.write_part(packed, errors) if packed else None
+            return self.journal.write_part(packed, errors, self.dropped) if packed else None
         self._packed |= packed
         return None
 
@@ -215,6 +215,7 @@ class LayerRun:
         parameter = self.model.get_parameter(name)
         decoded = torch.from_numpy(self.packed(name).decode())
         parameter.data.copy_(decoded.reshape(parameter.shape))
+        self.dropped[name] = self.journal.finished[name].dropped
         self._done(name, self.journal.finished[name].error)
 
     def _done(self, name: str, error: float) -> None:

@@ -41,11 +41,12 @@ _MAX_LINE = 1 << 26
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """One tensor of an earlier run: how it is stored, where, and its measured error."""
+    """One tensor of an earlier run: how it is stored, where, and what was measured of it."""
 
     part: str
     record: PackedRecord
     error: float
+    dropped: int
 
 
 class Journal:
@@ -89,9 +90,17 @@ class Journal:
         self._descriptor = -1
 
     def write_part(
-        self, packed: Mapping[str, PackedTensor], errors: Mapping[str, float]
+        self,
+        packed: Mapping[str, PackedTensor],
+        errors: Mapping[str, float],
+        dropped: Mapping[str, int],
     ) -> dict[str, Any]:
         """Make the packed tensors durable; return the line that ``commit`` is to append.
+
+        Args:
+            packed: By name.
+            errors: Measured errors by name.
+            dropped: Codes of value 0 left out of the mask, by name.
 
         Raises:
             FormatError: The disk is full, or another fault of the file system.
@@ -116,6 +125,7 @@ class Journal:
                 "name": name,
                 "spec": tensor.spec.to_json(),
                 "buffers": list(tensor.buffers),
+                "dropped": dropped[name],
                 "error": errors[name] if math.isfinite(errors[name]) else None,
             }
             for name, tensor in packed.items()
@@ -196,7 +206,10 @@ class Journal:
             )
             error = tensor.optional_number("error")
             self.finished[tensor.text("name")] = Finished(
-                part=_part_of(line), record=record, error=0.0 if error is None else error
+                part=_part_of(line),
+                record=record,
+                error=0.0 if error is None else error,
+                dropped=tensor.integer("dropped"),
             )
 
 

@@ -168,3 +168,14 @@ def test_a_result_of_a_journal_is_saved_and_outlives_it(
     replace(run(captured, tokens), metadata={}).save(tmp_path / "other")
     for name in ("weights.safetensors", "edgesparse.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_what_is_recorded_is_the_same_too(
+    llama: Llama, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    captured = llama(layers=2)
+    whole = run(captured, tokens).metadata
+    with pytest.raises(Killed):
+        run(captured, tokens, journal=tmp_path, progress=killed_after(6))
+    again = run(captured, tokens, journal=tmp_path).metadata
+    assert {**whole, "seconds": 0} == {**again, "seconds": 0}
