@@ -28,8 +28,8 @@ from edgesparse.errors import UsageError
 from edgesparse.packed import matrix_shape
 from edgesparse.planner import TensorPlan
 
-# Copies of a weight in float32 while it is solved and packed: scores, order, codes, cells.
-# Measured 8.3 for Wanda and nearest rounding of 25 million weights.
+# Copies of a weight in float32 while it is solved and packed: scores, order, codes, cells. So many
+# that a block of bench/larger_than_memory.py is foreseen to take what it was seen to take.
 _SOLVE_COPIES = 9
 _WHOLE_COPIES = 4  # of a tensor solved some rows at a time
 _SQUARES = 6  # float32 [K, K] beside the statistics, for methods that factorize them
