@@ -19,8 +19,9 @@ Ratios to the dense model's perplexity, lower is better. All linear layers of th
 compressed, embeddings stay float16. Calibration: 256 windows of 512 tokens from the training books;
 a second seed takes other windows. *Validation* is Great Expectations, *held-out* are Cranford and
 Silas Marner (Standard Ebooks), none of which the model was trained on. Settings of recovery were
-chosen on the held-out novels, and validation was looked at once, for this page. Solver settings are
-older: they were chosen on the validation text, and the held-out novels confirm them.
+chosen on the held-out novels and on a part of the training text kept aside; validation was looked
+at once, for this page. Solver settings are older: they were chosen on the validation text, and the
+held-out novels confirm them ([methods](methods.md)).
 
 Recovered: 1200 steps of 16 k tokens from the dense model on the training text, a tenth of its
 tokens replaced by random ones.

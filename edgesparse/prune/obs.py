@@ -88,42 +88,49 @@ def sweep(
         group_of: Group of each column, for columns that were put into another order; needs
             ``steps``. None for groups of neighbours.
     """
-    W, U, K = weight.clone(), factor.upper, weight.shape[1]
-    mask = torch.ones_like(W, dtype=torch.bool) if keep_mask is None else keep_mask.clone()
+    # Columns of W as rows of V: what one step reads and writes lies together in memory.
+    V, U, K = weight.T.clone(memory_format=torch.contiguous_format), factor.upper, weight.shape[1]
+    keep = torch.ones_like(V, dtype=torch.bool) if keep_mask is None else keep_mask.T.contiguous()
     found: list[Tensor] = [] if steps is None else list(steps.unbind(1))
     width = _block_width(pattern)
     for start in range(0, K, width):
         stop = min(K, start + width)
         part = slice(start, stop)
         if pattern is not None:
-            mask[:, part] = keep_highest(_scores(W, factor, part), pattern)
-        errors = torch.zeros_like(W[:, part])
-        block, Ub = W[:, part], U[part, part]
+            keep[part] = keep_highest(_scores(V, factor, part), pattern).T
+        block, Ub = V[part], U[part, part]
+        errors, pivots = torch.empty_like(block), Ub.diagonal().unbind()
         for j in range(stop - start):
             column = start + j
             if pattern is not None and pattern.of and column % pattern.of == 0:
                 group = slice(column, min(column + pattern.of, stop))
-                mask[:, group] = keep_highest(_scores(W, factor, group), pattern)
+                keep[group] = keep_highest(_scores(V, factor, group), pattern).T
             if grid is not None and steps is None and column % grid.group_size == 0:
                 group = slice(column, min(column + grid.group_size, K))
-                found.append(grid.search_group(W[:, group] * mask[:, group]))
-            w = block[:, j]
+                found.append(grid.search_group((V[group] * keep[group]).T.contiguous()))
+            w = block[j]
             q = w
             if grid is not None:
                 group_index = group_of[column] if group_of else column // grid.group_size
                 q = grid.nearest(w, found[group_index])
-            q = q * mask[:, column]
-            error = (w - q) / Ub[j, j]
-            block[:, j + 1 :].addr_(error, Ub[j, j + 1 :], alpha=-1)
-            block[:, j] = q
-            errors[:, j] = error
-        W[:, stop:].addmm_(errors, U[part, stop:], alpha=-1)
-    return Swept(weight=W, keep_mask=mask, steps=torch.stack(found, 1) if found else None)
+            q = q * keep[column]
+            error = torch.div(w - q, pivots[j], out=errors[j])
+            block[j + 1 :].addr_(Ub[j, j + 1 :], error, alpha=-1)
+            w.copy_(q)
+        V[stop:].addmm_(U[part, stop:].T, errors, alpha=-1)
+    return Swept(
+        weight=V.T.contiguous(),
+        keep_mask=keep.T.contiguous(),
+        steps=torch.stack(found, 1) if found else None,
+    )
 
 
-def _scores(W: Tensor, factor: Factor, part: slice) -> Tensor:
-    """Return the cost of removing each weight of some columns; dead columns go first."""
-    cost = (W[:, part] / factor.upper.diagonal()[part]).square()
+def _scores(V: Tensor, factor: Factor, part: slice) -> Tensor:
+    """Return the cost, [N, columns], of removing each weight of some rows of ``V``, [K, N].
+
+    Dead columns go first.
+    """
+    cost = (V[part].T / factor.upper.diagonal()[part]).square()
     return torch.where(factor.dead[part], -torch.ones_like(cost), cost)
 
 

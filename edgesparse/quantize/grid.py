@@ -22,7 +22,7 @@ from edgesparse.packed import Codes
 
 # Shrinks of the scale that maps the largest weight of a group to the edge of the grid.
 SHRINKS = torch.linspace(1.0, 0.4, 31).tolist()
-AT_ONCE = 1 << 24  # floats of one search step: 64 MB
+_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 24}  # floats of one search step: a core's cache, 64 MB
 SMALLEST = 2.0**-24
 LARGEST = 2.0**15
 
@@ -104,7 +104,7 @@ class Grid:
         largest = weight.abs().amax(1)
         shrinks = torch.tensor(SHRINKS, device=weight.device)
         scales = round_scale(largest[:, None] * shrinks / (-self.lowest - 0.5), self.bits)
-        rows = max(1, AT_ONCE // (weight.shape[1] * len(SHRINKS)))
+        rows = rows_at_once(weight, len(SHRINKS))
         chosen = [
             self._best(w, s, importance)
             for w, s in zip(torch.split(weight, rows), torch.split(scales, rows), strict=True)
@@ -137,6 +137,11 @@ class Grid:
         """Return scales or zeros [N, G] repeated for each column, [N, K]."""
         wide = scales[:, :, None].expand(-1, -1, self.group_size)
         return wide.reshape(len(scales), -1)[:, :columns]
+
+
+def rows_at_once(weight: Tensor, tries: int) -> int:
+    """Return how many rows of a group [N, g] a search tries so many steps for at a time."""
+    return max(1, _AT_ONCE.get(weight.device.type, 1 << 24) // (weight.shape[1] * tries))
 
 
 def round_scale(scales: Tensor, bits: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edgesparse.packed import Codes
-from edgesparse.quantize.grid import AT_ONCE, LARGEST, SHRINKS, SMALLEST, Grid, to_codes
+from edgesparse.quantize.grid import LARGEST, SHRINKS, SMALLEST, Grid, rows_at_once, to_codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class ShiftedGrid(Grid):
             importance: float32 [g], not negative; None counts all alike.
         """
         tried = self._candidates(weight)
-        rows = max(1, AT_ONCE // (weight.shape[1] * tried.shape[1]))
+        rows = rows_at_once(weight, tried.shape[1])
         chosen = torch.cat(
             [
                 self._best_steps(w, t, importance)
