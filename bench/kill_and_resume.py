@@ -157,6 +157,7 @@ def disturb(
         if left != [name] and name not in there:
             rounds.faults.append(f"{name} {index}: {left} lie there at the end")
         shutil.rmtree(output.parent)
+        sys.stderr.write(f"{name} {index}: {len(rounds.faults)} faults so far\n")
     return rounds
 
 
