@@ -285,11 +285,10 @@ def pte_reader(path: Path, small: CompressedModel) -> tuple[bytes, Read]:
 
 
 def _tokenizer(directory: Path, content: bytes) -> None:
-    from edgesparse.runtime.text import read_tokenizer
+    from edgesparse.runtime.text import read_tokenizer, token_ids
 
     read_tokenizer.cache_clear()
-    made = read_tokenizer(_at(directory / "tokenizer.json", content))
-    made.encode("the cat", add_special_tokens=False)
+    token_ids(read_tokenizer(_at(directory / "tokenizer.json", content)), "the cat?")
 
 
 def transformers_directory(directory: Path) -> Path:

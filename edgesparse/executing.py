@@ -149,11 +149,11 @@ def score_text(
         UsageError: The artifact is no language model, or a window it has no room for.
         SourceError: No tokenizer, a text that is too short, a damaged artifact.
     """
-    from edgesparse.runtime.text import cut_windows, read_text
+    from edgesparse.runtime.text import cut_windows, read_text, token_ids
 
     path = Path(path)
     row = _able(path, Speaking, "read text")
-    tokens = find_tokenizer(path, tokenizer).encode(read_text(text), add_special_tokens=False).ids
+    tokens = token_ids(find_tokenizer(path, tokenizer), read_text(text))
     windows = cut_windows(tokens, window=window, name=str(text))[:max_windows]
     total = 0.0
     with row.open_language_model(path) as model:

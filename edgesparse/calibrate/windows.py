@@ -74,13 +74,13 @@ def read_tokens(captured: CapturedModel, path: Path) -> Tensor:
     """Return the token ids of a text file, int64 [tokens], by the model's own tokenizer.
 
     Raises:
-        SourceError: No text, or the model came without a tokenizer.
+        SourceError: No text, or the model came without a usable tokenizer.
         MissingDependency: ``tokenizers`` is not installed.
     """
-    from edgesparse.runtime.text import read_text, tokenizer
+    from edgesparse.runtime.text import read_text, token_ids, tokenizer
 
-    encoding = tokenizer(captured).encode(read_text(path), add_special_tokens=False)
-    return torch.tensor(encoding.ids, dtype=torch.int64)
+    ids = token_ids(tokenizer(captured), read_text(path))
+    return torch.tensor(ids, dtype=torch.int64)
 
 
 def token_windows(tokens: Tensor, *, windows: int | None, window: int, seed: int) -> Tensor:

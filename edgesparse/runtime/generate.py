@@ -17,7 +17,7 @@ from edgesparse.errors import SourceError, UsageError
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.runtime.forward import first_tensor, token_key
 from edgesparse.runtime.modules import build_packed
-from edgesparse.runtime.text import tokenizer
+from edgesparse.runtime.text import token_ids, tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -143,7 +143,7 @@ def encode(spoken: Tokenizer, prompt: str, context: int) -> list[int]:
     Raises:
         SourceError: There are none, or too many.
     """
-    ids: list[int] = spoken.encode(prompt, add_special_tokens=False).ids
+    ids = token_ids(spoken, prompt)
     if not ids:
         raise SourceError("the prompt is empty; give at least one word to continue")
     if len(ids) >= context:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,10 +68,30 @@ def read_tokenizer(path: Path) -> Tokenizer:
         from tokenizers import Tokenizer
     except ImportError:
         raise MissingDependency("tokenizers", "huggingface", "reading text") from None
-    try:
+    with _refusing(f"cannot read the tokenizer {path}"):
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise SourceError(f"cannot read the tokenizer {path}: {error}") from None
+
+
+def token_ids(spoken: Tokenizer, text: str) -> list[int]:
+    """Return the tokens of a text, without special tokens.
+
+    Raises:
+        SourceError: The tokenizer contradicts itself.
+    """
+    with _refusing("the source's tokenizer.json is damaged"):
+        ids: list[int] = spoken.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn what the Rust library raises into one sentence: bare Exception, and its panics."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise SourceError(f"{what}: {error}") from None
 
 
 def token_windows(captured: CapturedModel, text: str, *, window: int, name: str) -> Tensor:
@@ -87,7 +108,7 @@ def token_windows(captured: CapturedModel, text: str, *, window: int, name: str)
     Raises:
         SourceError: Fewer tokens than one window, or tokens the model does not know.
     """
-    tokens = tokenizer(captured).encode(text, add_special_tokens=False).ids
+    tokens = token_ids(tokenizer(captured), text)
     windows = cut_windows(tokens, window=window, name=name)
     vocabulary = captured.config.get("vocab_size")
     if isinstance(vocabulary, int) and max(tokens) >= vocabulary:
