@@ -33,11 +33,11 @@ def without_zeros(codes: Codes, spec: FormatSpec) -> tuple[Codes, int]:
     layout = FORMATS.get(spec.name)
     if not dropped or layout.nbytes(spec, keep_mask) >= layout.nbytes(spec, codes.keep_mask):
         return codes, 0
-    values = np.where(keep_mask, codes.values, 0).astype(codes.values.dtype, copy=False)
+    values = codes.values.copy()
+    values[~keep_mask] = 0
     return replace(codes, values=values, keep_mask=keep_mask), dropped
 
 
 def _nonzero(codes: Codes) -> NDArray[np.bool_]:
-    if codes.scheme == SYMMETRIC:
-        return codes.values != 0
-    return codes.decode() != 0
+    values = codes.values if codes.scheme == SYMMETRIC else codes.decode()
+    return np.asarray(values != 0)

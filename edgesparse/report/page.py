@@ -204,7 +204,8 @@ def _picture(compressed: CompressedModel) -> dict[str, Any] | None:
     from edgesparse.report.charts import bars
     from edgesparse.report.picture import MOST_PIXELS, data_uri, mask_png
 
-    sparse = [n for n, p in compressed.packed.items() if not p.spec.pattern.is_dense]
+    packed = compressed.packed.items()
+    sparse = [n for n, p in packed if not p.spec.pattern.is_dense and p.codes.keep_mask.any()]
     if not sparse:
         return None
     name = max(sparse, key=lambda n: compressed.errors.get(n, 0.0))

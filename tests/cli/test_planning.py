@@ -120,3 +120,39 @@ def test_an_allocation_nobody_knows_is_refused(
     )  # fmt: skip
     assert result.exit_code == 2
     assert "unknown allocation 'best'; known: hessian, owl" in result.stderr
+
+
+def test_a_scheme_is_asked_for_and_shown(
+    cli: Cli, language_model: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = cli(
+        "compress", language_model, "-o", out, "--calibration", text, "--scheme", "table",
+        "--table-rows", "16", "--bits", "4", "--window", "32", "--windows", "8", "--no-compare",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    shown = json.loads(cli("inspect", out, "--json").stdout)["tensors"]
+    tables = [entry for entry in shown if entry.get("scheme") == "table"]
+    assert tables
+    assert {(entry["bits"], entry["table_rows"]) for entry in tables} == {(4, 16)}
+    assert "dense4 table" in cli("inspect", out, "--all").stdout
+    refused = cli("export", out, "-o", tmp_path / "m.pte")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "executorch cannot hold" in refused.stderr
+    assert "(table)" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scheme", "affine", "--bits", "4"), "expected one of symmetric, asymmetric, table"),
+        (("--scheme", "table", "--bits", "8"), "scheme table with 8 bits"),
+        (("--table-rows", "16", "--bits", "4"), "with scheme symmetric"),
+    ],
+)
+def test_schemes_that_cannot_be_are_misuse(
+    cli: Cli, language_model: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = cli("plan", language_model, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
