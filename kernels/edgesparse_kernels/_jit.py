@@ -1,15 +1,17 @@
 """How kernels are compiled: the one place that knows numba's options.
 
 Kernels are cached on disk beside this package, or where ``NUMBA_CACHE_DIR`` says. numba does not
-see that a function called by a cached kernel has changed, so kernels and what they inline live in
-one file.
+see that a function called by a cached kernel has changed, so every kernel is cached under a name
+that carries a digest of the whole package: a change anywhere compiles all of it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import FunctionType
 from typing import ParamSpec, TypeVar
+from zlib import crc32
 
 import numba
 from numba import njit
@@ -18,10 +20,35 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def _digest() -> str:
+    """Return eight digits that change with the source of any kernel."""
+    total = 0
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        total = crc32(path.read_bytes(), total)
+    return f"{total:08x}"
+
+
+_DIGEST = _digest()
+
+
+def _stamped(function: Callable[P, R], suffix: str = "", **names: object) -> Callable[P, R]:
+    """Return the same function under the name by which numba's cache will know it.
+
+    ``names`` are globals that it sees instead of, or beside, those of its module.
+    """
+    assert isinstance(function, FunctionType)
+    name = f"{function.__name__}{suffix}"
+    known = {**function.__globals__, **names} if names else function.__globals__
+    copy = FunctionType(function.__code__, known, name)
+    copy.__qualname__, copy.__module__ = f"{name}_{_DIGEST}", function.__module__
+    copy.__doc__ = function.__doc__
+    return copy
+
+
 def jit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a loop whose every index was checked when its pack was opened."""
     compiled: Callable[P, R] = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")(
-        function
+        _stamped(function)
     )
     return compiled
 
@@ -34,7 +61,7 @@ def jit_reassociate(function: Callable[P, R]) -> Callable[P, R]:
         boundscheck=False,
         error_model="numpy",
         fastmath={"reassoc", "contract", "nsz"},
-    )(function)
+    )(_stamped(function))
     return compiled
 
 
@@ -43,15 +70,49 @@ def serial_and_parallel(function: Callable[P, R]) -> tuple[Callable[P, R], Calla
 
     The parallel form is compiled when it is first called, which most processes never do.
     """
-    serial: Callable[P, R] = njit(cache=True, nogil=True, error_model="numpy")(function)
     # Under a name of its own: numba's cache tells functions apart by name, not by options.
-    assert isinstance(function, FunctionType)
-    twin = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_parallel")
-    twin.__qualname__, twin.__module__ = twin.__name__, function.__module__
+    serial: Callable[P, R] = njit(cache=True, nogil=True, error_model="numpy")(_stamped(function))
     parallel: Callable[P, R] = njit(cache=True, nogil=True, error_model="numpy", parallel=True)(
-        twin
+        _stamped(function, "_parallel")
     )
     return serial, parallel
+
+
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile into each caller: every level of calls is optimized anew with all it calls."""
+    compiled: Callable[P, R] = njit(inline="always", boundscheck=False, error_model="numpy")(
+        function
+    )
+    return compiled
+
+
+def twice(
+    function: Callable[P, R], name: str, other: object
+) -> tuple[Callable[P, R], Callable[P, R]]:
+    """Compile one function twice: as it is, and with its global ``name`` standing for ``other``."""
+
+    def compile_(stamped: Callable[P, R]) -> Callable[P, R]:
+        compiled: Callable[P, R] = njit(
+            cache=True, nogil=True, boundscheck=False, error_model="numpy"
+        )(stamped)
+        return compiled
+
+    return compile_(_stamped(function)), compile_(_stamped(function, "_parallel", **{name: other}))
+
+
+def entry(function: Callable[P, R], *arguments: object) -> Callable[P, R]:
+    """Return ``function`` compiled for arguments of these types, to be called with no others.
+
+    Called directly it skips numba's look at the types of its arguments, which for a matrix and its
+    scratch takes 10 µs, as long as a small product.
+    """
+    types = tuple(
+        found.copy(readonly=False) if isinstance(found, numba.types.Array) else found
+        for found in map(numba.typeof, arguments)
+    )
+    function.compile(types)  # type: ignore[attr-defined]
+    compiled: Callable[P, R] = function.get_overload(types)  # type: ignore[attr-defined]
+    return compiled
 
 
 def is_enabled() -> bool:

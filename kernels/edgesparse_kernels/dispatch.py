@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesparse_kernels import _isa, tiled, tiles
+from edgesparse_kernels import _isa, _jit, tiled, tiles
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.layout import CELL, quads
 from edgesparse_kernels.matrix import PackedMatrix
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 MAX_BATCH = 64  # rows whose digits and sums are held at once
 
 
+IntegerCall = tuple[Callable[..., None], _isa.InstructionSet, tiles.Operand, int, tiles.Scratch]
+
+
 def matmul(
     x: NDArray[np.float32],
     matrix: PackedMatrix,
@@ -28,19 +32,48 @@ def matmul(
     threads: int,
     out: NDArray[np.float32],
 ) -> None:
-    """Write ``x @ weights.T`` into ``out`` with the best instruction set there is."""
-    isa, numbers = _isa.best(), operand(matrix)
+    """Write ``x @ weights.T`` into ``out`` with the best instruction set there is.
+
+    With integers that set is chosen when a matrix is first multiplied.
+    """
     for begin in range(0, len(x), MAX_BATCH):
         rows, to = x[begin : begin + MAX_BATCH], out[begin : begin + MAX_BATCH]
-        scratch = _scratch(numbers, max(1, kind.planes), len(rows), threads)
         if kind is Activations.FLOAT32:
-            padded = np.zeros((len(rows), 4 * numbers.quads), np.float32)
-            padded[:, : matrix.columns] = rows
-            run = tiled.multiply_float if threads == 1 else tiled.multiply_float_parallel
-            run(isa, numbers, padded, threads, scratch, to)
+            _matmul_float(rows, matrix, threads, to)
         else:
-            go = tiled.multiply_integer if threads == 1 else tiled.multiply_integer_parallel
-            go(isa, numbers, kind.planes, rows, threads, scratch, to)
+            key = (kind, len(rows), threads, threading.get_ident())
+            # The last call is remembered: to find all it needs takes as long as a small product.
+            known = matrix.__dict__.get("_call")
+            if known is None or known[0] != key:
+                known = (key, *_integer_call(matrix, kind, rows, threads, to))
+                matrix.__dict__["_call"] = known
+            _, run, isa, numbers, planes, scratch = known
+            run(isa, numbers, planes, rows, threads, scratch, to)
+
+
+def _matmul_float(
+    x: NDArray[np.float32], matrix: PackedMatrix, threads: int, out: NDArray[np.float32]
+) -> None:
+    numbers = operand(matrix)
+    padded = np.zeros((len(x), 4 * numbers.quads), np.float32)
+    padded[:, : matrix.columns] = x
+    run = tiled.multiply_float if threads == 1 else tiled.multiply_float_parallel
+    run(_isa.best(), numbers, padded, threads, _scratch(numbers, 1, len(x), threads), out)
+
+
+def _integer_call(
+    matrix: PackedMatrix,
+    kind: Activations,
+    x: NDArray[np.float32],
+    threads: int,
+    out: NDArray[np.float32],
+) -> IntegerCall:
+    """Return the compiled kernel and what it takes beside activations and results."""
+    isa, numbers = _isa.best(), operand(matrix)
+    scratch = _scratch(numbers, kind.planes, len(x), threads)
+    go = tiled.multiply_integer if threads == 1 else tiled.multiply_integer_parallel
+    run = _jit.entry(go, isa, numbers, kind.planes, x, threads, scratch, out)
+    return run, isa, numbers, kind.planes, scratch
 
 
 def decode(matrix: PackedMatrix, threads: int, out: NDArray[np.float32]) -> None:
@@ -120,12 +153,29 @@ def gather(
     out: NDArray[np.float32],
 ) -> None:
     """Write ``x @ weights.T`` into ``out`` for a structured mask and integer activations."""
+    key = (kind, threads, threading.get_ident())
+    known = matrix.__dict__.get("_call")
+    if known is None or known[0] != key:
+        known = matrix.__dict__["_call"] = (key, *_gather_call(matrix, kind, x, threads, out))
+    _, run, numbers, room = known
+    run(_isa.AVX512, numbers, kind.planes, x, threads, *room, out)
+
+
+def _gather_call(
+    matrix: StructuredMatrix,
+    kind: Activations,
+    x: NDArray[np.float32],
+    threads: int,
+    out: NDArray[np.float32],
+) -> tuple[Callable[..., None], GatherOperand, GatherRoom]:
+    """Return the compiled kernel, the matrix as numbers and room to work in."""
     from edgesparse_kernels import gather as kernels
 
     numbers = _gather_operand(matrix)
     room = _gather_room(threading.get_ident(), numbers.quads, matrix.groups, kind.planes, threads)
-    run = kernels.run if threads == 1 else kernels.run_parallel
-    run(_isa.AVX512, numbers, kind.planes, x, threads, *room, out)
+    go = kernels.run if threads == 1 else kernels.run_parallel
+    run = _jit.entry(go, _isa.AVX512, numbers, kind.planes, x, threads, *room, out)
+    return run, numbers, room
 
 
 GatherRoom = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32], NDArray[np.int8]]

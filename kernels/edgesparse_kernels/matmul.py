@@ -41,6 +41,7 @@ def matmul(
     """
     _expect(x, (len(x), matrix.columns), "x")
     _expect(out, (len(x), matrix.rows), "out")
+    _expect_writeable(out)
     _expect_support(matrix, kind)
     if not _jit.is_enabled():
         out[:] = _reference(x, matrix, kind)
@@ -51,11 +52,11 @@ def matmul(
             dispatch.gather(x, matrix, kind, threads, out)
         else:
             matmul(x, as_dense(matrix), out=out, kind=kind, threads=threads)
-    elif matrix.is_symmetric and _has_octets(matrix):
+    elif matrix.is_symmetric and has_octets(matrix):
         from edgesparse_kernels import dispatch
 
         dispatch.matmul(x, matrix, kind, threads, out)
-    elif kind is Activations.FLOAT32 and _has_octets(matrix):
+    elif kind is Activations.FLOAT32 and has_octets(matrix):
         from edgesparse_kernels import dispatch
 
         dispatch.matmul_floats(x, matrix, threads, out)
@@ -88,10 +89,11 @@ def decode(matrix: AnyMatrix, *, out: NDArray[np.float32], threads: int = 1) -> 
     """
     if isinstance(matrix, StructuredMatrix):
         matrix = as_dense(matrix)
-    if _jit.is_enabled() and _has_octets(matrix):
+    if _jit.is_enabled() and has_octets(matrix):
         from edgesparse_kernels import dispatch
 
         _expect(out, (matrix.rows, matrix.columns), "out")
+        _expect_writeable(out)
         dispatch.decode(matrix, threads, out)
         return
     embedding(np.arange(matrix.rows, dtype=np.int64), matrix, out=out, threads=threads)
@@ -117,6 +119,7 @@ def embedding(
         ValueError: ``out`` has another type or shape.
     """
     _expect(out, (len(indices), matrix.columns), "out")
+    _expect_writeable(out)
     if indices.size and (indices.min() < 0 or indices.max() >= matrix.rows):
         raise IndexError(
             f"rows {indices.min()} to {indices.max()} of a matrix that has {matrix.rows}"
@@ -169,7 +172,7 @@ def _arguments(matrix: PackedMatrix) -> Arguments:
     )
 
 
-def _has_octets(matrix: PackedMatrix) -> bool:
+def has_octets(matrix: PackedMatrix) -> bool:
     """Whether vector kernels can take it: integer codes, groups of whole octets."""
     return (
         matrix.bits != 16
@@ -204,3 +207,9 @@ def _expect(array: NDArray[np.float32], shape: tuple[int, int], name: str) -> No
         raise ValueError(
             f"{name} is {array.dtype} {array.shape}, expected contiguous float32 {shape}"
         )
+
+
+def _expect_writeable(out: NDArray[np.float32]) -> None:
+    """Raise ValueError if results may not be written to ``out``: kernels would not ask."""
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; give an array to write results to")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from edgesparse_kernels._jit import serial_and_parallel
+from edgesparse_kernels._jit import inlined, serial_and_parallel
 from edgesparse_kernels.batches import float_batch, integer_batch
 from edgesparse_kernels.four_bit import (
     bitmask4_int8,
@@ -21,6 +21,22 @@ from edgesparse_kernels.tiles import quantize
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 
+@inlined
+def one_row(isa, m, planes, at, scratch, thread, out, first, last):
+    """Tiles ``first:last`` by one row of digits at address ``at``, results at address ``out``."""
+    scales, sums = scratch.scales[0], scratch.sums[0]
+    if m.bits != 4:
+        integer_batch(isa, m, planes, 1, at, scratch, thread, out, first, last)
+    elif planes == 1 and m.is_dense:
+        dense4_int8(isa, m, at, scales, sums, out, first, last)
+    elif planes == 1:
+        bitmask4_int8(isa, m, at, scales, sums, out, first, last)
+    elif m.is_dense:
+        dense4_int16(isa, m, at, scales, sums, out, first, last)
+    else:
+        bitmask4_int16(isa, m, at, scales, sums, out, first, last)
+
+
 def _multiply_integer(isa, m, planes, x, threads, scratch, out):
     """``out[b] = weights @ x[b]`` with activations of one or two planes of int8."""
     batch, tiles = len(x), (m.rows + 15) // 16
@@ -34,16 +50,10 @@ def _multiply_integer(isa, m, planes, x, threads, scratch, out):
         first, last = tiles * thread // threads, tiles * (thread + 1) // threads
         if 1 < batch <= 4 and planes == 1 and m.bits == 4:
             four_rows_int8(isa, m, batch, at, scratch, out_at, first, last)
-        elif batch > 1 or m.bits != 4:
+        elif batch > 1:
             integer_batch(isa, m, planes, batch, at, scratch, thread, out_at, first, last)
-        elif planes == 1 and m.is_dense:
-            dense4_int8(isa, m, at, scales[0], sums[0], out_at, first, last)
-        elif planes == 1:
-            bitmask4_int8(isa, m, at, scales[0], sums[0], out_at, first, last)
-        elif m.is_dense:
-            dense4_int16(isa, m, at, scales[0], sums[0], out_at, first, last)
         else:
-            bitmask4_int16(isa, m, at, scales[0], sums[0], out_at, first, last)
+            one_row(isa, m, planes, at, scratch, thread, out_at, first, last)
 
 
 def _multiply_float(isa, m, x_padded, threads, scratch, out):
