@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import edgesparse_kernels
 import numpy as np
 import torch
 
@@ -77,12 +78,13 @@ def source_digest(captured: CapturedModel) -> str:
 
 @cache
 def code_digest() -> str:
-    """Return the digest of this package's own source files: a solver changed is another job."""
+    """Return the digest of the sources of core and kernels: a solver changed is another job."""
     digest = hashlib.sha256()
-    root = Path(edgesparse.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode())
-        digest.update(path.read_bytes())
+    for package in (edgesparse, edgesparse_kernels):
+        root = Path(package.__path__[0])
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

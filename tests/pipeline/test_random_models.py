@@ -1,7 +1,7 @@
 """Random small models and random recipes through the whole pipeline, and what must hold for all.
 
 Compress, save, load, export, execute: equal within a tolerance, sizes as predicted, the same bytes
-for the same seed whatever the number of threads, and a second compression changes nothing.
+for the same seed whatever the number of threads.
 """
 
 from __future__ import annotations
