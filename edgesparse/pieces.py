@@ -63,6 +63,11 @@ def _decoded(codes: Codes, rows: slice, device: torch.device) -> Tensor:
     """Return some rows decoded, float32; the same numbers wherever they are computed."""
     if device.type == "cpu" or codes.scheme != SYMMETRIC or codes.bits == 16:
         return torch.from_numpy(_rows_of(codes, rows).decode()).to(device)
+    return decode_on(codes, rows, device)
+
+
+def decode_on(codes: Codes, rows: slice, device: torch.device) -> Tensor:
+    """Return some rows of symmetric integer codes [N, K], decoded on ``device``, float32."""
     values = torch.from_numpy(codes.values[rows]).to(device).float()
     scales = torch.from_numpy(codes.scales[rows]).to(device).float()
     return values * scales.repeat_interleave(codes.group_size, 1)[:, : values.shape[1]]
