@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,15 +10,16 @@ import torch
 from edgesparse.budget import Budget
 from edgesparse.capture import load
 from edgesparse.model import CapturedModel, CompressedModel
-from edgesparse.packed import FORMATS, Codes, PackedTensor, matrix_shape
+from edgesparse.packed import FORMATS, Codes, PackedTensor, matrix_shape, table_count
 from edgesparse.pattern import DENSE, Pattern
 from edgesparse.planner import Plan, TensorPlan
 from edgesparse.recipe import Rule
 
 
 def pack(shape: tuple[int, ...], name: str, *, group_size: int = 16, seed: int = 0) -> PackedTensor:
-    """Return random codes in the format ``name``."""
+    """Return random codes in the format ``name``, which may be followed by a scheme."""
     generator = np.random.default_rng(seed)
+    name, _, scheme = name.partition(" ")
     bits = FORMATS.get(name).bits
     rows, columns = matrix_shape(shape)
     keep = generator.random(shape) < (1.0 if name.startswith("dense") else 0.5)
@@ -25,6 +27,15 @@ def pack(shape: tuple[int, ...], name: str, *, group_size: int = 16, seed: int =
     values = (generator.integers(-limit, limit, shape) * keep).astype(np.int8)
     scales = np.ones((rows, -(-columns // group_size)), np.float16)
     codes = Codes(values=values, scales=scales, keep_mask=keep, bits=bits, group_size=group_size)
+    if scheme == "asymmetric":
+        zeros = generator.integers(-limit, limit, scales.shape).astype(np.int8)
+        codes = replace(codes, zeros=zeros)
+    elif scheme == "table":
+        table = generator.standard_normal((table_count(rows, 8), 2 * limit)).astype(np.float16)
+        codes = replace(
+            codes, values=((values + limit) * keep).astype(np.int8), scales=scales[:, :0],
+            group_size=0, table=table, table_rows=8,
+        )  # fmt: skip
     pattern = DENSE if name.startswith("dense") else Pattern(sparsity=0.5)
     return FORMATS.get(name).pack(codes, pattern=pattern)
 
@@ -39,7 +50,11 @@ def compressed_from(captured: CapturedModel, formats: tuple[str, ...]) -> Compre
             continue
         made = pack(tensor.shape, formats[len(packed) % len(formats)], seed=len(packed))
         packed[tensor.name] = made
-        rule = Rule(bits=made.spec.bits, group_size=16, pattern=made.spec.pattern)
+        spec = made.spec
+        rule = Rule(
+            bits=spec.bits, pattern=spec.pattern, scheme=spec.scheme, table_rows=spec.table_rows,
+            group_size=128 if spec.scheme == "table" else 16,
+        )  # fmt: skip
         plans.append(TensorPlan(tensor=tensor, rule=rule, spec=made.spec, nbytes=made.nbytes))
     weights = captured.weights()
     return CompressedModel(
@@ -76,9 +91,15 @@ def small() -> CapturedModel:
     return load(Small(), example_inputs={"tokens": torch.arange(6)})
 
 
-@pytest.fixture
-def compressed(small: CapturedModel) -> CompressedModel:
-    return compressed_from(small, ("dense4", "bitmask4", "bitmask3"))
+FORMS = {
+    "symmetric": ("dense4", "bitmask4", "bitmask3"),
+    "others": ("bitmask4 asymmetric", "dense3 table", "bitmask2 table"),
+}
+
+
+@pytest.fixture(params=FORMS)
+def compressed(small: CapturedModel, request: pytest.FixtureRequest) -> CompressedModel:
+    return compressed_from(small, FORMS[request.param])
 
 
 @pytest.fixture
