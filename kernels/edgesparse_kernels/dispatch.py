@@ -116,7 +116,8 @@ def _chunks(caller: int, threads: int) -> NDArray[np.float32]:
 def _scheme(matrix: PackedMatrix) -> tuple[int, int, int, int]:
     """Return addresses of zeros and tables, rows and entries of a table; 0 entries without.
 
-    Tables are float32, entries where decoded lanes look for them, and a 0 after the last.
+    Tables are float32, entries where decoded lanes look for them, and a 0 after the last; all of
+    them are followed by 16 floats, for a register may be loaded at any.
     """
     if not matrix.has_table:
         return matrix.zeros.ctypes.data, 0, 0, 0
@@ -125,7 +126,8 @@ def _scheme(matrix: PackedMatrix) -> tuple[int, int, int, int]:
     if known is None:
         stored = matrix.table.view(np.float16)
         count = -(-matrix.rows // matrix.table_rows) if matrix.table_rows else 1
-        known = np.zeros((count, size), np.float32)
+        room = np.zeros(count * size + 16, np.float32)
+        known = room[: count * size].reshape(count, size)
         entries = stored[: count * (size - 1)].reshape(count, size - 1)
         known[:, np.arange(size - 1) ^ (size // 2)] = entries
         matrix.__dict__["_table"] = known

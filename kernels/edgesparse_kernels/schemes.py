@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import prange
+from numba.extending import intrinsic
 
 from edgesparse_kernels._jit import jit, serial_and_parallel
 from edgesparse_kernels._simd import (
@@ -90,6 +91,24 @@ def _gather(builder, at, places):
     return builder.call(callee, [each, ir.Constant(I32, 4), splat(every, 1), splat(FLOATS, 0.0)])
 
 
+def _permuted(builder, at, places):
+    """Return the float32 at 16 places of at most 16, or 0: one permutation of a register."""
+    name, kind = "llvm.x86.avx512.permvar.sf.512", places.type
+    table = load_as(builder, at, FLOATS)
+    found = builder.call(function(builder, name, FLOATS, FLOATS, kind), [table, places])
+    inside = builder.icmp_unsigned("<", places, splat(kind, 16))
+    return builder.select(inside, found, splat(FLOATS, 0.0))
+
+
+@intrinsic
+def _entries(typing, isa, at, places):
+    """The entries at 16 places of one table of up to 16, 0 one past them."""
+    emit = _permuted if isa.isa == "avx512" else _gather
+    return f32x16(isa, address, i32x16), lambda context, builder, _, values: emit(
+        builder, *values[1:]
+    )
+
+
 _where_lanes = operation(_where, i8x64, address, i8x64, i8x64)
 _lanes_of_zeros = operation(_zero_lanes, i8x64, address, address)
 _floats_of_zeros = operation(_zero_floats, f32x16, address, address)
@@ -129,15 +148,30 @@ def _looked_up(lanes, count, table, begins, weights):
 
 
 @jit
+def _looked_up_in_one(isa, lanes, count, table, weights):
+    """The same where all rows of the tile have the table at ``table``."""
+    for i in range(count):
+        words, at = as_words(load_lanes(lanes + 64 * i)), weights + 256 * i
+        store_floats(at, _entries(isa, table, to_int(byte_as_float(words, 0))))
+        store_floats(at + 64, _entries(isa, table, to_int(byte_as_float(words, 1))))
+        store_floats(at + 128, _entries(isa, table, to_int(byte_as_float(words, 2))))
+        store_floats(at + 192, _entries(isa, table, to_int(byte_as_float(words, 3))))
+
+
+@jit
 def _chunk(isa, m, numbers, tile, group, quad, count, at, at_high, lanes, begins, weights):
     """Decode ``count`` quads of a group to ``weights``; streams are read on from ``at``."""
-    zeros, table, _, size = numbers
+    zeros, table, table_rows, size = numbers
     decode_group(isa, m, tile, quad, count, at, at_high, lanes)
     sign = 1 << (m.bits - 1)
     if size:
         if not m.is_dense:
             _fill(m, tile, quad, count, lanes, _every_lane(size - 1))
-        _looked_up(lanes, count, table, load_sums(begins), weights)
+        if table_rows % 16 == 0:
+            one = table + 4 * (16 * tile // table_rows * size if table_rows else 0)
+            _looked_up_in_one(isa, lanes, count, one, weights)
+        else:
+            _looked_up(lanes, count, table, load_sums(begins), weights)
         return
     place = tile * m.groups + group
     if not m.is_dense:
