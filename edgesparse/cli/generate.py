@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgesparse.cli._console import show_json
+from edgesparse.cli._console import remark, show_json
 from edgesparse.cli._models import is_artifact, open_model
 from edgesparse.cli._options import common, source_option
 
@@ -18,6 +18,15 @@ from edgesparse.cli._options import common, source_option
 @click.option("--temperature", default=0.8, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-k", default=40, show_default=True, help="Sample among so many; 0 is all.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same text.")
+@click.option("--threads", default=1, show_default=True, help="Threads that share each product.")
+@click.option(
+    "--activations",
+    type=click.Choice(["int16", "int8"]),
+    default="int16",
+    show_default=True,
+    help="int16 is nearly exact, int8 faster.",
+)
+@click.option("--byte-cache", is_flag=True, help="Keep keys and values as int8.")
 @source_option
 @common
 def generate(
@@ -27,6 +36,9 @@ def generate(
     temperature: float,
     top_k: int,
     seed: int,
+    threads: int,
+    activations: str,
+    byte_cache: bool,
     source: str | None,
     as_json: bool,
 ) -> None:
@@ -45,8 +57,10 @@ def generate(
     else:
         opened = open_model(model, source)
         from edgesparse.runtime import stream
+        from edgesparse.runtime.fused import FusedOptions
 
-        pieces = stream(opened, prompt, **sampling)
+        options = FusedOptions.parse(activations, threads=threads, byte_cache=byte_cache)
+        pieces = stream(opened, prompt, options=options, say=remark, **sampling)
     if as_json:
         show_json({"prompt": prompt, "continuation": "".join(pieces), "seed": seed})
         return

@@ -1,12 +1,14 @@
 """Continue a prompt on the packed weights, greedily or by sampling.
 
-Where the model takes and returns a key/value cache each token costs one short forward pass; any
-other model reads its whole prefix again for every token.
+A compressed model of the Llama family runs as one compiled step (``fused.py``). Of others, those
+that take and return a key/value cache cost one short forward pass for each token; the rest read
+their whole prefix again for every token.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,15 @@ from torch import Tensor, nn
 from edgesparse.errors import SourceError, UsageError
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.runtime.forward import first_tensor, token_key
+from edgesparse.runtime.fused import FusedOptions, FusedStep
+from edgesparse.runtime.llama import obstacle
 from edgesparse.runtime.modules import build_packed
-from edgesparse.runtime.text import token_ids, tokenizer
+from edgesparse.runtime.text import tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 def generate(
@@ -31,12 +37,16 @@ def generate(
     temperature: float = 0.8,
     top_k: int | None = 40,
     seed: int = 0,
+    options: FusedOptions | None = None,
 ) -> str:
     """Return the prompt and its continuation.
 
     Arguments and errors are those of ``stream``.
     """
-    pieces = stream(model, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+    pieces = stream(
+        model, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed,
+        options=options,
+    )  # fmt: skip
     return prompt + "".join(pieces)
 
 
@@ -48,6 +58,8 @@ def stream(
     temperature: float = 0.8,
     top_k: int | None = 40,
     seed: int = 0,
+    options: FusedOptions | None = None,
+    say: Callable[[str], None] = _log.info,
 ) -> Iterator[str]:
     """Yield the continuation of ``prompt`` in pieces of whole characters, as it is made.
 
@@ -59,6 +71,8 @@ def stream(
         temperature: 0 takes the likeliest token; higher is more varied.
         top_k: Sample among so many likeliest tokens; None among all.
         seed: Same seed, same text.
+        options: How the compiled step computes; None for its defaults.
+        say: Told why a compressed model does not run as one compiled step, if it does not.
 
     Raises:
         UsageError: The model is no language model, or an option out of range.
@@ -69,17 +83,42 @@ def stream(
         raise UsageError(f"{captured.name} predicts no next token, so it cannot continue a text")
     check_sampling(tokens=tokens, temperature=temperature, top_k=top_k)
     prompt_ids = encode(tokenizer(captured), prompt, _context(captured))
-    module = build_packed(model) if isinstance(model, CompressedModel) else _dense(model)
+    tokens = min(tokens, _context(captured) - len(prompt_ids))
+    step: Callable[[Tensor], Tensor]
+    if isinstance(model, CompressedModel):
+        capacity = len(prompt_ids) + tokens
+        step = packed_step(model, capacity=capacity, options=options or FusedOptions(), say=say)
+    else:
+        step = _Step(_dense(model), captured)
     return continue_tokens(
-        _Step(module, captured),
+        step,
         prompt_ids,
         decode=tokenizer(captured).decode,
         stop=_end_tokens(captured),
-        tokens=min(tokens, _context(captured) - len(prompt_ids)),
+        tokens=tokens,
         temperature=temperature,
         top_k=top_k,
         seed=seed,
     )
+
+
+def packed_step(
+    model: CompressedModel, *, capacity: int, options: FusedOptions, say: Callable[[str], None]
+) -> Callable[[Tensor], Tensor]:
+    """Return what reads tokens, int64 [1, new], and returns the logits [V] that follow the last.
+
+    Args:
+        model: Computed from its packed weights.
+        capacity: Tokens it has to read in all.
+        options: How the compiled step computes.
+        say: Told what stands in the way of that step, if anything does.
+    """
+    module = build_packed(model)
+    stops = obstacle(module)
+    if not stops:
+        return FusedStep(module, capacity, options)
+    say(f"runs layer by layer in torch with float32 activations: {stops} has no compiled step")
+    return _Step(module, model.captured)
 
 
 def continue_tokens(
@@ -143,7 +182,7 @@ def encode(spoken: Tokenizer, prompt: str, context: int) -> list[int]:
     Raises:
         SourceError: There are none, or too many.
     """
-    ids = token_ids(spoken, prompt)
+    ids: list[int] = spoken.encode(prompt, add_special_tokens=False).ids
     if not ids:
         raise SourceError("the prompt is empty; give at least one word to continue")
     if len(ids) >= context:

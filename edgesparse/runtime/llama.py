@@ -1,0 +1,163 @@
+"""What the compiled step needs to know of a Llama-family model, found in its modules.
+
+Whatever is not understood is an obstacle, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from edgesparse_kernels import _jit, attention, decoder, dispatch
+from edgesparse_kernels.activations import Activations, supports
+from edgesparse_kernels.matmul import has_octets
+from edgesparse_kernels.matrix import PackedMatrix
+from edgesparse_kernels.structured import StructuredMatrix, as_dense
+from numpy.typing import NDArray
+from torch import nn
+
+from edgesparse.formats.operand import open_matrix
+
+Floats = NDArray[np.float32]
+Held = list[PackedMatrix | Floats]
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_UNITS = ("gate_proj", "up_proj", "down_proj")
+_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+_FIXED_ROTARY = {"default", "linear", "llama3", "yarn"}
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+def obstacle(module: nn.Module) -> str:
+    """Return why a packed module cannot run as one compiled step, "" if it can.
+
+    Args:
+        module: What ``build_packed`` returned.
+    """
+    config: Any = getattr(module, "config", None)
+    family = getattr(config, "model_type", type(module).__name__)
+    if family not in _FAMILIES:
+        return f"a model of type {family}"
+    if not _jit.is_enabled():
+        return "numba is disabled"
+    heads: Any = _head_dim(module)
+    rotary: Any = module.get_submodule("model.rotary_emb")
+    checks = {
+        f"heads of {heads} dimensions": heads % 32 != 0,
+        f"{config.hidden_size} hidden values": config.hidden_size % 16 != 0,
+        f"{config.intermediate_size} gated units": config.intermediate_size % 16 != 0,
+        f"activation {config.hidden_act}": config.hidden_act not in {"silu", "swish"},
+        "a sliding window": _slides(config),
+        f"rotary positions of type {rotary.rope_type}": rotary.rope_type not in _FIXED_ROTARY,
+        "positions of only a part of each head": 2 * len(rotary.inv_freq) != heads,
+    }
+    found = [what for what, stops in checks.items() if stops]
+    for name, layer in _linears(module):
+        if "weight_payload" in layer._modules and not _vectors(open_packed(layer)):
+            found.append(f"{name} in a layout of other codes or groups")
+    return found[0] if found else ""
+
+
+def _head_dim(module: nn.Module) -> int:
+    return int(getattr(module.get_submodule("model.layers.0.self_attn"), "head_dim", 1))
+
+
+def _slides(config: Any) -> bool:
+    """Whether attention leaves positions of the context out."""
+    window = getattr(config, "sliding_window", None)
+    return bool(getattr(config, "use_sliding_window", window is not None) and window is not None)
+
+
+def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the projections by name, layer by layer in the step's order, and the head."""
+    layers = module.get_submodule("model.layers")
+    for i in range(len(list(layers.children()))):
+        for leaf in _ATTENTION:
+            name = f"model.layers.{i}.self_attn.{leaf}"
+            yield name, module.get_submodule(name)
+        for leaf in _UNITS:
+            name = f"model.layers.{i}.mlp.{leaf}"
+            yield name, module.get_submodule(name)
+    yield "lm_head", module.get_submodule("lm_head")
+
+
+def open_packed(layer: nn.Module) -> PackedMatrix:
+    """Return the packed weight of a layer as the vector kernels take it, checked.
+
+    A structured mask is held as dense: the gathers are not part of the step.
+    """
+    payload: Any = layer._modules["weight_payload"]
+    matrix = open_matrix(payload.packed)
+    return as_dense(matrix) if isinstance(matrix, StructuredMatrix) else matrix
+
+
+def _vectors(matrix: PackedMatrix) -> bool:
+    return matrix.is_symmetric and has_octets(matrix) and supports(matrix, Activations.INT16)
+
+
+def shape_of(module: nn.Module, capacity: int, *, byte_cache: bool) -> attention.Shape:
+    """Return the sizes of a model whose cache has room for ``capacity`` positions."""
+    config: Any = module.config
+    return attention.Shape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=_head_dim(module),
+        inner=config.intermediate_size,
+        capacity=-(-capacity // 16) * 16,
+        byte_cache=int(byte_cache),
+        head_norms=int(hasattr(module.get_submodule("model.layers.0.self_attn"), "q_norm")),
+        epsilon=float(config.rms_norm_eps),
+    )
+
+
+def read_weights(module: nn.Module, shape: attention.Shape) -> tuple[decoder.Weights, Held]:
+    """Return the weights of the step, and what their addresses point into."""
+    held: Held = []
+    layers: list[Any] = list(module.get_submodule("model.layers").children())
+    norms = [_floats(getattr(layer, name).weight) for layer in layers for name in _NORMS]
+    norms.append(_floats(module.get_submodule("model.norm").weight))
+    head_norms = np.zeros((2 * shape.layers, shape.head_dim), np.float32)
+    if shape.head_norms:
+        for i, layer in enumerate(layers):
+            head_norms[2 * i] = _floats(layer.self_attn.q_norm.weight)
+            head_norms[2 * i + 1] = _floats(layer.self_attn.k_norm.weight)
+    matrices = np.array([_numbers(layer, held) for _, layer in _linears(module)], np.int64)
+    rotary: Any = module.get_submodule("model.rotary_emb")
+    return decoder.Weights(matrices, np.stack(norms), head_norms, _turns(rotary, shape)), held
+
+
+def _numbers(layer: Any, held: Held) -> list[int]:
+    """Return what the step knows of one projection, ``decoder.FIELDS`` numbers."""
+    numbers = [0] * decoder.FIELDS
+    if "weight_payload" in layer._modules:
+        matrix = open_packed(layer)
+        held.append(matrix)
+        numbers[:13] = dispatch.operand(matrix)
+    else:
+        weight = _floats(layer.weight)
+        held.append(weight)
+        numbers[:2] = weight.shape
+        numbers[decoder.FLOATS_AT] = weight.ctypes.data
+    if getattr(layer, "bias", None) is not None:
+        bias = _floats(layer.bias)
+        held.append(bias)
+        numbers[decoder.BIAS_AT] = bias.ctypes.data
+    return numbers
+
+
+def _floats(tensor: Any) -> Floats:
+    """Return a tensor as a contiguous float32 array."""
+    found: Floats = np.ascontiguousarray(tensor.detach().float().numpy())
+    return found
+
+
+def _turns(rotary: Any, shape: attention.Shape) -> Floats:
+    """Return cosines and sines of every position, as the module makes them."""
+    positions = torch.arange(shape.capacity)[:, None].float()
+    angles = positions * rotary.inv_freq.float()[None]
+    both = torch.stack([angles.cos(), angles.sin()], dim=1) * rotary.attention_scaling
+    return _floats(both)
