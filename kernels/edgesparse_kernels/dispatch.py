@@ -91,20 +91,29 @@ def decode(matrix: PackedMatrix, threads: int, out: NDArray[np.float32]) -> None
     run(_isa.best(), numbers, threads, scratch, out)
 
 
-def matmul_floats(
-    x: NDArray[np.float32], matrix: PackedMatrix, threads: int, out: NDArray[np.float32]
+def matmul_schemes(
+    x: NDArray[np.float32],
+    matrix: PackedMatrix,
+    kind: Activations,
+    threads: int,
+    out: NDArray[np.float32],
 ) -> None:
-    """Write ``x @ weights.T`` into ``out`` for codes with zeros or in tables."""
+    """Write ``x @ weights.T`` into ``out`` for codes with zeros, or with FLOAT32 for tables."""
     from edgesparse_kernels import schemes
 
-    numbers, room = operand(matrix), _chunks(threading.get_ident(), threads)
-    run = schemes.multiply_floats if threads == 1 else schemes.multiply_floats_parallel
+    isa, numbers = _isa.best(), operand(matrix)
     for begin in range(0, len(x), MAX_BATCH):
         rows, to = x[begin : begin + MAX_BATCH], out[begin : begin + MAX_BATCH]
-        padded = np.zeros((len(rows), 4 * numbers.quads), np.float32)
-        padded[:, : matrix.columns] = rows
-        scratch = _scratch(numbers, 1, len(rows), threads)
-        run(_isa.best(), numbers, _scheme(matrix), padded, threads, scratch, room, to)
+        scratch = _scratch(numbers, max(1, kind.planes), len(rows), threads)
+        if kind is Activations.FLOAT32:
+            padded = np.zeros((len(rows), 4 * numbers.quads), np.float32)
+            padded[:, : matrix.columns] = rows
+            run = schemes.multiply_floats if threads == 1 else schemes.multiply_floats_parallel
+            room = _chunks(threading.get_ident(), threads)
+            run(isa, numbers, _scheme(matrix), padded, threads, scratch, room, to)
+        else:
+            go = schemes.multiply_integer if threads == 1 else schemes.multiply_integer_parallel
+            go(isa, numbers, _scheme(matrix)[0], kind.planes, rows, threads, scratch, to)
 
 
 @lru_cache(maxsize=8)

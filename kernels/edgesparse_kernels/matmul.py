@@ -56,10 +56,10 @@ def matmul(
         from edgesparse_kernels import dispatch
 
         dispatch.matmul(x, matrix, kind, threads, out)
-    elif kind is Activations.FLOAT32 and has_octets(matrix):
+    elif has_octets(matrix):
         from edgesparse_kernels import dispatch
 
-        dispatch.matmul_floats(x, matrix, threads, out)
+        dispatch.matmul_schemes(x, matrix, kind, threads, out)
     elif kind is not Activations.FLOAT32:
         out[:] = _reference(x, matrix, kind)
     else:
