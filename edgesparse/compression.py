@@ -116,6 +116,8 @@ def compress(
         "seconds": round(time.monotonic() - started, 2),
         "dropped_zero_codes": sum(run.dropped.values()),
     }
+    if batches and run.unreached:
+        metadata["unreached"] = run.unreached
     if memory_limit is not None:
         metadata["memory"] = {"limit_nbytes": memory_limit, "peak_nbytes": peak_nbytes()}
     return _result(captured, plan, run, folded, metadata)

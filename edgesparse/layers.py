@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgesparse.calibrate import Statistics
-from edgesparse.calibrate.inputs import as_matrix
+from edgesparse.calibrate.inputs import as_matrix, has_inputs
 from edgesparse.calibrate.residence import Residence, Streamed
 from edgesparse.calibrate.team import Team
 from edgesparse.calibrate.visit import module_of
@@ -61,6 +61,8 @@ class LayerRun:
             is then one group behind, and the codes of one group more are in memory.
         errors: Measured error of every tensor done, in the order they were done.
         dropped: How many codes of value 0 were left out of the mask of each tensor.
+        unreached: Tensors solved here although no calibration sample reached them, a rare expert's
+            say: with all columns alike, Hessian methods choose by magnitude and round to nearest.
     """
 
     captured: CapturedModel
@@ -73,6 +75,7 @@ class LayerRun:
     packs_beside: bool = False
     errors: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    unreached: list[str] = field(default_factory=list)
     _packed: dict[str, PackedTensor] = field(default_factory=dict)
     _pending: Future[Mapping[str, Any] | None] | None = None
 
@@ -118,6 +121,8 @@ class LayerRun:
             for name in names:
                 self._restore(name)
             return
+        if not statistics.samples and has_inputs(self.model.get_submodule(modules[0])):
+            self.unreached += names
         owners = self._owners(names)
         own = [name for name in names if owners[name] == self.team.rank]
         solved = {name: self._solve_one(name, statistics) for name in own}

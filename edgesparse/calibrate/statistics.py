@@ -49,9 +49,9 @@ class Statistics:
 
     def input_norm(self, device: torch.device | None = None) -> Tensor:
         """Return the Euclidean norm of each column of the inputs, float32 [K]; ones without any."""
-        if self.hessian is not None:
+        if self.hessian is not None and self.samples:
             return self.hessian.diagonal().sqrt()
-        if self.square_sum is not None:
+        if self.square_sum is not None and self.samples:
             return self.square_sum.sqrt()
         return torch.ones(self.columns, device=device)
 

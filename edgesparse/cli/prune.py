@@ -14,7 +14,7 @@ from edgesparse.errors import OutputExists, UsageError
 
 if TYPE_CHECKING:
     from edgesparse.model import CapturedModel
-    from edgesparse.recovery.loop import RecoveryProgress
+    from edgesparse.recovery.progress import RecoveryProgress
 
 
 @click.command(short_help="Cut neurons, heads, layers or experts; a smaller dense model.")

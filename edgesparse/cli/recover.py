@@ -53,6 +53,15 @@ from edgesparse.errors import UsageError
     help="Replace this part of the tokens by random ones, 0.1 say: better where the dense model "
     "was trained on this very text.",
 )
+@click.option(
+    "--lr", default=8e-4, show_default=True, help="Highest learning rate; 2e-3 where much is lost."
+)
+@click.option("--batch", default=8, show_default=True, help="Windows or examples at once.")
+@click.option("--accumulate", default=1, show_default=True, help="Batches in one step.")
+@click.option(
+    "--hidden", default=0.0, show_default=True,
+    help="Weight of the distance of hidden tensors, 1 say: for encoders and convolutions.",
+)  # fmt: skip
 @click.option("--window", default=512, show_default=True, help="Tokens in a window of text.")
 @click.option("--seed", default=0, show_default=True, help="Decides the windows.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
@@ -69,6 +78,10 @@ def recover(
     checkpoint: Path | None,
     gradual: float,
     noise: float,
+    lr: float,
+    batch: int,
+    accumulate: int,
+    hidden: float,
     window: int,
     seed: int,
     device: str,
@@ -98,8 +111,8 @@ def recover(
 
         recovered = distil(
             compressed, data=data, minutes=minutes, steps=steps, validation=validation,
-            gradual=gradual, noise=noise, checkpoint=checkpoint, window=window, seed=seed,
-            device=device, progress=each,
+            gradual=gradual, noise=noise, lr=lr, batch=batch, accumulate=accumulate, hidden=hidden,
+            checkpoint=checkpoint, window=window, seed=seed, device=device, progress=each,
         )  # fmt: skip
     # What compress measured is no longer true of these values.
     kept = {k: v for k, v in recovered.metadata.items() if k != "evaluation"}

@@ -6,6 +6,6 @@ block at a time against the dense block's outputs, for models too large for the 
 
 from edgesparse.recovery.blockwise import BlockProgress, recover_blockwise
 from edgesparse.recovery.distill import recover
-from edgesparse.recovery.loop import RecoveryProgress
+from edgesparse.recovery.progress import RecoveryProgress
 
 __all__ = ["BlockProgress", "RecoveryProgress", "recover", "recover_blockwise"]

@@ -1,8 +1,15 @@
-"""The state of a recovery in one safetensors file: weights, optimizer moments, where it stood."""
+"""The state of a recovery in one safetensors file, enough to go on to the very same bits.
+
+student.*       weights being trained, and masks
+optimizer.*     moments by parameter
+best.*          the best state by the held-out loss, once there is one
+"recovery"      metadata, JSON: steps, seconds, running loss, and what the held-out losses were
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -11,7 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgesparse.errors import CalibrationError
+from edgesparse.recovery.progress import Best, Position
 
+_EMPTY = {"loss": None, "least": None, "last": None, "worse": 0}  # what older files do not say
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -22,7 +31,7 @@ class Checkpoint:
         self._path = path
 
     def write(
-        self, student: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float
+        self, student: nn.Module, optimizer: torch.optim.Optimizer, at: Position, best: Best
     ) -> None:
         """Save everything a later run needs to go on as if it had not been interrupted."""
         tensors = {f"student.{n}": v.detach().cpu().contiguous() for n, v in _state(student)}
@@ -30,26 +39,39 @@ class Checkpoint:
             for moment in _MOMENTS:
                 value = torch.as_tensor(state[moment]).detach().cpu().clone()
                 tensors[f"optimizer.{index}.{moment}"] = value
+        for name, value in (best.state or {}).items():
+            tensors[f"best.{name}"] = value.detach().cpu().contiguous()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         aside = self._path.with_name(f".{self._path.name}.partial")
         try:
-            where = json.dumps({"step": step, "seconds": seconds})
+            where = json.dumps(
+                {
+                    "step": at.step,
+                    "seconds": at.seconds,
+                    "loss": None if math.isnan(at.loss) else at.loss,
+                    "least": best.least if best.state else None,
+                    "last": best.last,
+                    "worse": best.worse,
+                }
+            )
             save_file(tensors, aside, metadata={"recovery": where})
             aside.replace(self._path)
         finally:
             aside.unlink(missing_ok=True)
 
-    def restore(self, student: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-        """Load the file if there is one; return (steps, seconds) already done, (0, 0) if not.
+    def restore(
+        self, student: nn.Module, optimizer: torch.optim.Optimizer, at: Position, best: Best
+    ) -> None:
+        """Load the file into what is given; leave all of it as it is if there is no file.
 
         Raises:
             CalibrationError: The file is damaged or belongs to another model.
         """
         if not self._path.exists():
-            return 0, 0.0
+            return
         try:
             with safe_open(self._path, "pt") as file:
-                where = json.loads((file.metadata() or {})["recovery"])
+                where = _EMPTY | json.loads((file.metadata() or {})["recovery"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise CalibrationError(
@@ -63,7 +85,14 @@ class Checkpoint:
             )
         student.load_state_dict({n.removeprefix("student."): tensors[n] for n in shapes})
         self._restore_moments(optimizer, tensors)
-        return int(where["step"]), float(where["seconds"])
+        at.step, at.seconds = int(where["step"]), float(where["seconds"])
+        at.loss = math.nan if where["loss"] is None else float(where["loss"])
+        best.last, best.worse = where["last"], int(where["worse"])
+        state = {n: tensors[f"best.{n}"] for n, _ in _state(student) if f"best.{n}" in tensors}
+        if state:
+            device = next(iter(student.state_dict().values())).device
+            best.state = {name: value.to(device) for name, value in state.items()}
+            best.least = float(where["least"])
 
     def _restore_moments(
         self, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]

@@ -18,7 +18,9 @@ from edgesparse.errors import UsageError
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.recovery.checkpoint import Checkpoint
 from edgesparse.recovery.data import draws
-from edgesparse.recovery.loop import Limits, Loop, RecoveryProgress
+from edgesparse.recovery.hidden import Watched, blocks_of
+from edgesparse.recovery.loop import Loop
+from edgesparse.recovery.progress import Limits, RecoveryProgress
 from edgesparse.recovery.student import Student, teacher_of
 
 
@@ -39,6 +41,7 @@ def recover(
     patience: int = 5,
     gradual: float = 0.0,
     noise: float = 0.0,
+    hidden: float = 0.0,
     checkpoint: str | Path | None = None,
     progress: Callable[[RecoveryProgress], None] | None = None,
 ) -> CompressedModel:
@@ -67,18 +70,23 @@ def recover(
         noise: Fraction of the tokens of ``data`` replaced by random ones, less than 1. A teacher
             that was trained on this very text knows it by heart; on a disturbed one it shows what
             it does with texts it has never seen. The held-out text is not disturbed.
+        hidden: Weight of a second loss, the relative squared error of the hidden tensors between
+            the model's blocks; 0 compares outputs only. For encoders and networks of convolutions.
         checkpoint: A file to save the state in every minute and when the run ends, however it
             ends; and to go on from if it exists.
         progress: Called after every step.
 
     Raises:
-        UsageError: Neither ``minutes`` nor ``steps``, or ``gradual`` or ``noise`` not in
-            [0, 1).
+        UsageError: Neither ``minutes`` nor ``steps``, an option that is not positive, ``gradual``
+            or ``noise`` not in [0, 1), or ``hidden`` for a model without blocks.
         CalibrationError: Too little data, a checkpoint of another model, or a loss that is not
             finite.
     """
     if not minutes and not steps:
         raise UsageError("recover needs a limit: minutes=10, or steps=1000")
+    for name, least, value in (("lr", 0.0, lr), ("batch", 0, batch), ("accumulate", 0, accumulate)):
+        if not value > least:
+            raise UsageError(f"{name} is {value}, expected more than 0")
     for name, fraction in (("gradual", gradual), ("noise", noise)):
         if not 0 <= fraction < 1:
             raise UsageError(f"{name} is {fraction}, expected at least 0 and less than 1")
@@ -91,18 +99,24 @@ def recover(
         held_out = draws(teacher, validation, window=window, batch=batch, seed=seed + 1)
     student = Student(compressed).to_device(target)
     masks = student.grow_masks(teacher.weights(), until=gradual) if gradual else None
+    dense = teacher_of(teacher, target)
+    watched = None
+    if hidden > 0:
+        blocks = blocks_of(dense)
+        watched = (hidden, student.watch(blocks), Watched(dense, blocks))
     loop = Loop(
         student=student,
-        teacher=teacher_of(teacher, target),
+        teacher=dense,
         logits=teacher.task == "causal-lm",
         device=target,
         lr=lr,
         accumulate=accumulate,
+        hidden=watched,
     )
     saved = None if checkpoint is None else Checkpoint(Path(checkpoint))
     history = loop.run(draw, held_out, limits, saved, progress, masks)
     packed, kept = student.pack()
-    options = {"lr": lr, "seed": seed, "gradual": gradual, "noise": noise}
+    options = {"lr": lr, "seed": seed, "gradual": gradual, "noise": noise, "hidden": hidden}
     return dataclasses.replace(
         compressed,
         packed=packed,

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,84 +16,15 @@ from edgesparse.recovery.backward import Backward
 from edgesparse.recovery.checkpoint import Checkpoint
 from edgesparse.recovery.data import Draw
 from edgesparse.recovery.gradual import GrowingMasks
+from edgesparse.recovery.hidden import Watched
 from edgesparse.recovery.loss import distance
+from edgesparse.recovery.progress import Best, Limits, Position, RecoveryProgress
 from edgesparse.recovery.student import Trainee
 
 _log = logging.getLogger(__name__)
 
 _WARM_UP = 0.05  # of the allowance
 _VALIDATE_EVERY = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecoveryProgress:
-    """Where a recovery stands.
-
-    Attributes:
-        step: Steps done.
-        fraction: Of the steps or the time allowed.
-        loss: Running mean of the training loss.
-        validation: Loss on the validation data, None before the first time or without any.
-        seconds: Since the start, earlier runs of a resumed one included.
-    """
-
-    step: int
-    fraction: float
-    loss: float
-    validation: float | None
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """When to stop: after ``steps`` or ``minutes``, whichever is set and comes first."""
-
-    steps: int | None
-    minutes: float | None
-    patience: int
-
-    def fraction(self, step: int, seconds: float) -> float:
-        """Return how much of the allowance is used, 0 to 1."""
-        by_steps = step / self.steps if self.steps else 0.0
-        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
-        return min(1.0, max(by_steps, by_time))
-
-
-@dataclass
-class _Position:
-    """Where a run is; ``loss`` is a running mean."""
-
-    step: int = 0
-    seconds: float = 0.0
-    loss: float = math.nan
-
-    def add(self, loss: float, seconds: float) -> None:
-        """Count one step done."""
-        self.step, self.seconds = self.step + 1, seconds
-        self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
-
-
-@dataclass
-class _Best:
-    """The best state by the held-out loss, and for how many checks there was no better."""
-
-    patience: int
-    least: float = math.inf
-    last: float | None = None
-    worse: int = 0
-    state: dict[str, Tensor] | None = None
-
-    def see(self, loss: float, student: Trainee) -> None:
-        """Take notice of one check."""
-        self.last = loss
-        self.worse = 0 if loss < self.least else self.worse + 1
-        if loss < self.least:
-            self.least, self.state = loss, _copy(student)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether patience has run out."""
-        return self.worse >= self.patience
 
 
 class Loop:
@@ -109,8 +39,22 @@ class Loop:
         device: torch.device,
         lr: float,
         accumulate: int,
+        hidden: tuple[float, Watched, Watched] | None = None,
     ) -> None:
+        """Prepare a run.
+
+        Args:
+            student: What is trained.
+            teacher: The dense model, frozen.
+            logits: Whether outputs are next-token logits.
+            device: Where both are.
+            lr: Highest learning rate.
+            accumulate: Batches in one step.
+            hidden: Weight of the hidden tensors' distance, and who sees the student's and the
+                teacher's; None compares outputs only.
+        """
         self._student, self._teacher, self._logits = student, teacher, logits
+        self._hidden = hidden
         self._device, self._accumulate = device, accumulate
         self._optimizer = torch.optim.AdamW(
             student.groups(lr),
@@ -131,15 +75,13 @@ class Loop:
         masks: GrowingMasks | None = None,
     ) -> dict[str, float | int]:
         """Train until a limit; return what is worth recording."""
-        at = (
-            _Position()
-            if saved is None
-            else _Position(*saved.restore(self._student, self._optimizer))
-        )
+        at, best = Position(), Best(limits.patience)
+        if saved is not None:
+            saved.restore(self._student, self._optimizer, at, best)
         started = last_saved = time.monotonic()
-        before, best = at.seconds, _Best(limits.patience)
+        before = at.seconds
         try:
-            while (fraction := limits.fraction(at.step, at.seconds)) < 1:
+            while (fraction := limits.fraction(at.step, at.seconds)) < 1 and not best.is_over:
                 if masks is not None:
                     masks.advance(at.step, fraction, self._optimizer)
                 at.add(self._step(draw, at.step, fraction), before + time.monotonic() - started)
@@ -148,9 +90,8 @@ class Loop:
                     best.see(self._validate(held_out), self._student)
                     if best.is_over:
                         _log.info("step %d: the held-out loss stopped falling", at.step)
-                        break
                 if saved is not None and time.monotonic() - last_saved > 60:
-                    saved.write(self._student, self._optimizer, at.step, at.seconds)
+                    saved.write(self._student, self._optimizer, at, best)
                     last_saved = time.monotonic()
                 if progress is not None:
                     progress(
@@ -164,7 +105,7 @@ class Loop:
                     )
         finally:
             if saved is not None:
-                saved.write(self._student, self._optimizer, at.step, at.seconds)
+                saved.write(self._student, self._optimizer, at, best)
         if masks is not None:
             masks.finish(self._optimizer)
         if held_out is not None and best.state is not None:
@@ -196,7 +137,11 @@ class Loop:
         with _reduced_precision(self._device):
             with torch.no_grad():
                 wanted = self._teacher(**moved)
-            return distance(self._student(moved), wanted, logits=self._logits)
+            loss = distance(self._student(moved), wanted, logits=self._logits)
+            if self._hidden is not None:
+                weight, ours, theirs = self._hidden
+                loss = loss + weight * distance(ours.take(), theirs.take(), logits=False)
+            return loss
 
     @torch.no_grad()
     def _validate(self, held_out: Draw) -> float:
@@ -210,7 +155,3 @@ def _reduced_precision(device: torch.device) -> AbstractContextManager[object]:
     if not fast:
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
-
-
-def _copy(student: Trainee) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in student.state_dict().items()}

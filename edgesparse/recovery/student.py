@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.packed import PackedTensor
 from edgesparse.pattern import Pattern
 from edgesparse.recovery.gradual import GrowingMasks
+from edgesparse.recovery.hidden import Watched
 from edgesparse.recovery.latent import LatentWeight
 
 
@@ -64,6 +65,10 @@ class Student(Trainee):
         return torch.func.functional_call(
             self._model[0], self.weights(), args=(), kwargs=dict(batch), tie_weights=True
         )
+
+    def watch(self, paths: Sequence[str]) -> Watched:
+        """Return what sees the hidden tensors that the modules at ``paths`` return."""
+        return Watched(self._model[0], paths)
 
     def groups(self, lr: float) -> list[dict[str, object]]:
         """Return the optimizer's parameter groups; each keeps its own full rate as ``base``."""

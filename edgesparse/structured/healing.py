@@ -16,7 +16,8 @@ from edgesparse.capture.module import capture_module
 from edgesparse.errors import UsageError
 from edgesparse.model import CapturedModel
 from edgesparse.recovery.data import draws
-from edgesparse.recovery.loop import Limits, Loop, RecoveryProgress
+from edgesparse.recovery.loop import Loop
+from edgesparse.recovery.progress import Limits, RecoveryProgress
 from edgesparse.recovery.student import Trainee, teacher_of
 
 

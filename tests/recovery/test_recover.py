@@ -1,6 +1,6 @@
 """Recovery: what is trained, what is frozen, that what is measured is what ships."""
 
-import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from edgesparse.errors import CalibrationError, UsageError
 from edgesparse.model import CapturedModel, CompressedModel, TensorKind
 from edgesparse.recovery import RecoveryProgress, recover
 from edgesparse.recovery.data import draws
+from edgesparse.recovery.hidden import Watched, blocks_of
 from edgesparse.recovery.latent import LatentWeight
 from edgesparse.recovery.loss import distance
 from edgesparse.runtime.modules import build_decoded
@@ -131,16 +132,84 @@ def test_training_stops_when_the_held_out_text_gets_no_better(captured: Captured
     assert after.metadata["recovery"]["steps"] < 900
 
 
-def test_accumulated_batches_are_one_large_one(captured: CapturedModel) -> None:
+def test_a_resumed_run_remembers_what_the_held_out_text_said(
+    captured: CapturedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgesparse.recovery.loop._VALIDATE_EVERY", 2)
+    noise = torch.randint(0, 60, (64,), generator=torch.Generator().manual_seed(9))
     before = small(captured)
-    losses: dict[int, list[float]] = {1: [], 2: []}
-    for parts in losses:
-        recover(
-            before, data=TOKENS, steps=3, batch=4, accumulate=parts, window=16, lr=1e-3,
-            progress=lambda p, parts=parts: losses[parts].append(p.loss),
+    options = {"data": noise, "validation": TOKENS, "batch": 2, "window": 16, "lr": 5e-2}
+    for patience in (1, 50):  # stopping early, and going on to the end with the best kept
+        seen: list[RecoveryProgress] = []
+        whole = recover(before, steps=12, patience=patience, progress=seen.append, **options)
+        losses = [step.loss for step in seen]
+
+        def stop(progress: RecoveryProgress) -> None:
+            if progress.step == 3:
+                raise KeyboardInterrupt
+
+        file = tmp_path / f"{patience}.safetensors"
+        with pytest.raises(KeyboardInterrupt):
+            recover(before, steps=12, patience=patience, checkpoint=file, progress=stop, **options)
+        again: list[RecoveryProgress] = []
+        resumed = recover(
+            before, steps=12, patience=patience, checkpoint=file, progress=again.append, **options
+        )
+        assert [step.loss for step in again] == losses[3:]
+        assert [step.validation for step in again] == [step.validation for step in seen[3:]]
+        for name, packed in whole.packed.items():
+            assert np.array_equal(packed.decode(), resumed.packed[name].decode())
+
+
+def test_accumulated_batches_are_one_large_one(captured: CapturedModel) -> None:
+    before = small(captured, 16)
+    windows = TOKENS[:128].reshape(8, 16)
+    halves = [{"input_ids": windows[i : i + 4]} for i in (0, 4)]
+
+    def change(data: object, **options: int) -> np.ndarray:
+        after = recover(before, data=data, steps=4, lr=2e-2, **options)  # type: ignore[arg-type]
+        return np.concatenate(
+            [
+                (after.packed[name].decode() - packed.decode()).ravel()
+                for name, packed in before.packed.items()
+            ]
+        )
+
+    large, parts = change(windows, batch=8), change(halves, accumulate=2)
+    one = change(halves[:1])
+    assert np.linalg.norm(parts - large) <= 0.05 * np.linalg.norm(large)
+    assert np.linalg.norm(one - large) > 0.5 * np.linalg.norm(large)
+
+
+def test_a_time_limit_ends_training_and_shapes_its_schedule(
+    captured: CapturedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 3))
+    monkeypatch.setattr("edgesparse.recovery.loop.time.monotonic", lambda: float(next(clock)))
+    seen: list[RecoveryProgress] = []
+    after = recover(
+        small(captured), data=TOKENS, minutes=0.5, batch=2, window=16, progress=seen.append
+    )
+    assert after.metadata["recovery"]["seconds"] >= 30
+    assert len(seen) == 10
+    assert [step.fraction for step in seen] == pytest.approx([i / 10 for i in range(10)])
+
+
+def test_reduced_precision_is_used_where_the_processor_has_it(
+    captured: CapturedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, losses = small(captured), {}
+    for has in (False, True):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
+        seen: list[float] = []
+        after = recover(
+            before, data=TOKENS, steps=20, batch=4, window=16, lr=1e-2,
+            progress=lambda p, seen=seen: seen.append(p.loss),
         )  # fmt: skip
-    assert all(math.isfinite(loss) for loss in losses[1] + losses[2])
-    assert losses[1] != losses[2]
+        losses[has] = seen
+        assert divergence(captured, after) < 0.9 * divergence(captured, before)
+    assert losses[True] != losses[False]
+    assert losses[True] == pytest.approx(losses[False], rel=0.05)
 
 
 def test_a_model_that_is_no_language_model_learns_its_outputs() -> None:
@@ -177,6 +246,69 @@ def test_noise_replaces_its_part_of_the_tokens_the_same_in_every_run(
 def test_noise_needs_a_text(captured: CapturedModel) -> None:
     with pytest.raises(UsageError, match="tokens of a text"):
         recover(small(captured), data=[TOKENS[None, :16]], steps=1, noise=0.1)
+
+
+def cnn() -> tuple[CapturedModel, list[torch.Tensor]]:
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    ).eval()  # fmt: skip
+    data = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    return es.load(model, example_inputs=torch.zeros(1, 3, 8, 8)), data
+
+
+def encoder() -> tuple[CapturedModel, list[torch.Tensor]]:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=60, max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    return es.load(BertModel(config).eval()), list(TOKENS[:512].reshape(4, 8, 16))
+
+
+@pytest.mark.parametrize("build", [cnn, encoder])
+def test_hidden_tensors_can_be_asked_for(
+    build: Callable[[], tuple[CapturedModel, list[torch.Tensor]]],
+) -> None:
+    captured, data = build()
+    name = next(n for n, v in captured.example_inputs.items() if isinstance(v, torch.Tensor))
+    kind = "input_ids" if "input_ids" in captured.example_inputs else name
+    batches = [{kind: batch} for batch in data]
+    rule = es.Rule(pattern=HALF, method="magnitude", quantizer="rtn", bits=4, group_size=8)
+    before = es.compress(captured, es.plan(captured, es.Recipe((rule,))))
+
+    def hidden_error(small: CompressedModel) -> float:
+        dense, own = captured.loader().float(), build_decoded(small)
+        watched = [Watched(module, blocks_of(module)) for module in (own, dense)]
+        with torch.no_grad():
+            for module in (own, dense):
+                module(**batches[0])
+        return float(distance(watched[0].take(), watched[1].take(), logits=False))
+
+    error = {
+        weight: hidden_error(recover(before, data=batches, steps=40, lr=4e-3, hidden=weight))
+        for weight in (0.0, 4.0)
+    }
+    assert error[4.0] < 0.9 * min(error[0.0], hidden_error(before))
+
+
+def test_hidden_tensors_of_a_model_without_blocks_cannot_be_asked_for() -> None:
+    from torch import nn
+
+    captured = es.load(nn.Linear(64, 64).eval(), example_inputs=torch.zeros(1, 64))
+    with pytest.raises(UsageError, match="no list of blocks"):
+        recover(small(captured), data=[torch.randn(4, 64)], steps=1, hidden=1.0)
+
+
+@pytest.mark.parametrize("option", ["lr", "batch", "accumulate"])
+def test_options_that_cannot_be_are_refused(captured: CapturedModel, option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option} is 0, expected more than 0"):
+        recover(small(captured), data=TOKENS, steps=1, window=16, **{option: 0})  # type: ignore[arg-type]
 
 
 def test_no_limit_is_a_mistake(captured: CapturedModel) -> None:
