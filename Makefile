@@ -79,9 +79,13 @@ CALIBRATION ?= examples/data/calibration.txt
 VALIDATION ?= examples/data/validation.txt
 ROWS ?= gptq$$
 
+# PARTS is a regular expression over the parts of kernels/bench/table.py, '' is all of them, GGML its
+# peer llama.cpp (kernels/bench/README.md).
+PARTS ?= (1024x1024 cached|4096x4096 streamed) batch 1 threads 1
+GGML ?=
+
 bench: venv ## the speed of packed products on this machine, and what each method costs a model
-	$(BIN)/python kernels/bench/products.py --shape 1024x1024 --cached
-	$(BIN)/python kernels/bench/products.py --shape 4096x4096
+	$(BIN)/python kernels/bench/table.py --only '$(PARTS)' $(if $(GGML),--ggml $(GGML))
 	$(BIN)/python bench/accuracy.py $(MODEL) --calibration $(CALIBRATION) \
 		--validation $(VALIDATION) --rows '$(ROWS)' --output out/bench.json
 	$(BIN)/python bench/accuracy_table.py out/bench.json

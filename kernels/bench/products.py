@@ -11,11 +11,14 @@ the activations is part of every time.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from contenders import Contender, csr, ggml, ours, torch_products
@@ -63,15 +66,16 @@ def _sample(run: Callable[[int], None], turn: int) -> float:
     return 1e6 * (time.perf_counter() - begin) / calls
 
 
-def bandwidth() -> float:
-    """Return bytes per microsecond that one thread reads from memory."""
-    block = np.ones(STREAMED_NBYTES // 8, np.int64)
+def bandwidth(threads: int) -> float:
+    """Return bytes per microsecond that so many threads read from memory together."""
+    blocks = np.ones((threads, STREAMED_NBYTES // 8), np.int64)
     times = []
-    for _ in range(7):
-        begin = time.perf_counter()
-        block.sum()
-        times.append(time.perf_counter() - begin)
-    return float(block.nbytes / min(times) / 1e6)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(7):
+            begin = time.perf_counter()
+            list(pool.map(np.sum, blocks))
+            times.append(time.perf_counter() - begin)
+    return float(blocks.nbytes / min(times) / 1e6)
 
 
 def main() -> None:
@@ -84,29 +88,68 @@ def main() -> None:
     parser.add_argument("--activations", default="int8", choices=["int8", "int16", "float32"])
     parser.add_argument("--cached", action="store_true")
     parser.add_argument("--ours-only", action="store_true", help="no torch and SciPy")
+    parser.add_argument("--json", action="store_true", help="for programs")
     arguments = parser.parse_args()
+    found = measured(arguments)
+    sys.stdout.write(json.dumps(found) if arguments.json else f"{title(found)}\n\n{rows(found)}")
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what one run found, as JSON values; times in microseconds."""
     rows, columns = (int(size) for size in arguments.shape.split("x"))
     contenders = collect(arguments, (rows, columns))
     times = measure(contenders, arguments.rounds)
-    rivals = [name for name in times if name.startswith("llama.cpp q4_0")] or ["torch int4 g128"]
-    base = min(times.get(name, float("nan")) for name in rivals)
-    speed = bandwidth()
-    where = "cached" if arguments.cached else "streamed"
-    sys.stdout.write(
-        f"{rows} x {columns}, {where}, batch {arguments.batch}, {arguments.threads} thread(s), "
-        f"{arguments.activations} activations, {_isa.best().name}; "
-        f"memory {speed / 1e3:.1f} GB/s\n\n"
-        "| product | bits/weight | µs | × llama.cpp Q4_0 | of the memory bound | error |\n"
-        "|---|---|---|---|---|---|\n"
+    return {
+        "shape": arguments.shape,
+        "cached": arguments.cached,
+        "batch": arguments.batch,
+        "threads": arguments.threads,
+        "activations": arguments.activations,
+        "isa": _isa.best().name,
+        "bytes_per_us": bandwidth(arguments.threads),
+        "products": [
+            {
+                "name": contender.name,
+                "us": times[contender.name],
+                "bits": 8 * contender.nbytes / (rows * columns),
+                "nbytes": contender.nbytes,
+                "error": contender.error,
+            }
+            for contender in contenders
+        ],
+    }
+
+
+def title(found: Mapping[str, Any]) -> str:
+    """Return what was measured in a line."""
+    where = "in cache" if found["cached"] else "streamed"
+    return (
+        f"{found['shape']}, {where}, batch {found['batch']}, {found['threads']} thread(s), "
+        f"{found['activations']} activations, {found['isa']}; memory "
+        f"{found['bytes_per_us'] / 1e3:.1f} GB/s"
     )
-    for contender in contenders:
-        spent = times[contender.name]
-        bound = "" if arguments.cached else f"{100 * contender.nbytes / speed / spent:.0f} %"
-        bits = 8 * contender.nbytes / (rows * columns)
-        sys.stdout.write(
-            f"| {contender.name} | {bits:.2f} | {spent:.0f} | {base / spent:.2f} | {bound} "
-            f"| {contender.error:.1e} |\n"
+
+
+def rows(found: Mapping[str, Any]) -> str:
+    """Return a table of the products, ratios to llama.cpp's fastest Q4_0, else torch's int4."""
+    products = found["products"]
+    rivals = [one for one in products if one["name"].startswith("llama.cpp q4_0")]
+    rival = "llama.cpp Q4_0" if rivals else "torch int4"
+    rivals = rivals or [one for one in products if one["name"] == "torch int4 g128"]
+    base = min((one["us"] for one in rivals), default=float("nan"))
+    lines = [
+        f"| product | bits/weight | µs | × {rival} | of the memory bound | error |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in products:
+        share = one["nbytes"] / found["bytes_per_us"] / one["us"]
+        bound = "" if found["cached"] else f"{100 * share:.0f} %"
+        error = "" if one["error"] != one["error"] else f"{one['error']:.1e}"
+        lines.append(
+            f"| {one['name']} | {one['bits']:.2f} | {one['us']:.0f} | {base / one['us']:.2f} "
+            f"| {bound} | {error} |"
         )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
