@@ -19,8 +19,8 @@ from edgesparse.quantize.table import TableGrid, cluster
 
 COLUMNS = 150
 GRIDS = [
-    *(ShiftedGrid(bits=b, group_size=g) for b in (2, 3, 4, 8) for g in (16, 48, 256)),
-    *(TableGrid(bits=b, group_size=COLUMNS, table_rows=r) for b in (2, 3, 4) for r in (0, 1, 7)),
+    *(ShiftedGrid(bits=b, group_size=g) for b in (2, 3, 4, 8) for g in (48, 256)),
+    *(TableGrid(bits=b, group_size=COLUMNS, table_rows=r) for b in (2, 3, 4) for r in (0, 7)),
 ]
 
 
@@ -160,7 +160,7 @@ class TestClusters:
         assert float(found) == pytest.approx({4: 0.1175, 8: 0.03454, 16: 0.009497}[size], rel=0.02)
 
 
-@pytest.mark.parametrize("grid", [GRIDS[4], GRIDS[-5]], ids=str)
+@pytest.mark.parametrize("grid", [GRIDS[2], GRIDS[-3]], ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_every_round_of_refinement_lowers_the_error(grid: Grid, masked: bool) -> None:
     weight, data = problem(16)
