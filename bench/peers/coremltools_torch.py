@@ -1,10 +1,10 @@
 """One case of coremltools.optimize.torch on a model and on token windows that others use too.
 
-    python bench/peers/coremltools_torch.py MODEL WINDOWS.npy CASE OUT
+    python bench/peers/coremltools_torch.py MODEL WINDOWS.npy CASE OUT [--device cuda]
 
 ``CASE`` is ``sparsegpt:0.5``, ``sparsegpt:2:4``, ``gptq:4:32`` (bits, block) or ``table:4``, the
 k-means of each tensor, which needs no data. The linear layers of the blocks are compressed in
-float32 with the package's own defaults, on the CPU. Written are their values,
+float32 with the package's own defaults. Written are their values,
 ``OUT.safetensors``, and the seconds and the highest memory, ``OUT.json``.
 """
 
@@ -40,7 +40,7 @@ def options_of(case: str) -> dict[str, object]:
     if method == "gptq":
         bits, block = map(int, rest.split(":"))
         return {
-            "algorithm": "gptq", "weight_dtype": f"int{bits}", "quantization_scheme": "symmetric",
+            "algorithm": "gptq", "weight_dtype": f"uint{bits}", "quantization_scheme": "symmetric",
             "granularity": "per_block", "block_size": block,
         }  # fmt: skip
     options: dict[str, object] = {"algorithm": "sparse_gpt", "weight_dtype": "float32"}
@@ -50,7 +50,9 @@ def options_of(case: str) -> dict[str, object]:
     return {**options, "target_sparsity": float(rest)}
 
 
-def compress(model: torch.nn.Module, windows: torch.Tensor, case: str) -> torch.nn.Module:
+def compress(
+    model: torch.nn.Module, windows: torch.Tensor, case: str, device: str
+) -> torch.nn.Module:
     """Return the compressed model."""
     if case.startswith("table:"):
         layers = {
@@ -68,7 +70,7 @@ def compress(model: torch.nn.Module, windows: torch.Tensor, case: str) -> torch.
             "calibration_nsamples": len(windows),
         }
     )
-    return LayerwiseCompressor(model, config).compress(list(windows.split(1)), device="cpu")
+    return LayerwiseCompressor(model, config).compress(list(windows.split(1)), device=device)
 
 
 def main() -> None:
@@ -77,12 +79,13 @@ def main() -> None:
     parser.add_argument("windows")
     parser.add_argument("case")
     parser.add_argument("output")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     model.config.use_cache = False
     windows = torch.from_numpy(np.load(args.windows).astype(np.int64))
     started = time.perf_counter()
-    model = compress(model, windows, args.case)
+    model = compress(model, windows, args.case, args.device)
     record = {
         "peer": "coremltools.optimize.torch",
         "version": version("coremltools"),
@@ -92,7 +95,7 @@ def main() -> None:
         "host_peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
     weights = {
-        f"{name}.weight": module.weight.detach().float().contiguous().clone()
+        f"{name}.weight": module.weight.detach().float().cpu().contiguous().clone()
         for name, module in model.named_modules()
         if name.endswith("proj")
     }
