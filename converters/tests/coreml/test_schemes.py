@@ -92,10 +92,19 @@ def test_every_kind_of_layer(layers, compressed, tmp_path, scheme, table_rows, s
     assert verdict.ok, verdict
 
 
-@pytest.mark.parametrize("scheme", ["asymmetric", "table"])
-def test_newer_systems_take_them_too(wide, tmp_path, scheme):
-    small = small_model(wide, scheme, 3, 0.0)
-    artifact = es.export(small, path=tmp_path / "m.mlpackage", system="iOS26")
+@pytest.mark.parametrize(
+    ("scheme", "bits", "options"),
+    [
+        ("asymmetric", 3, {"system": "iOS26"}),
+        ("table", 3, {"system": "iOS26"}),
+        ("asymmetric", 4, {"tables": True}),
+        ("asymmetric", 4, {"tables": True, "system": "iOS26"}),
+    ],
+)
+def test_newer_systems_and_tables_of_codes_take_them_too(wide, tmp_path, scheme, bits, options):
+    small = small_model(wide, scheme, bits, 0.0)
+    artifact = es.export(small, path=tmp_path / "m.mlpackage", **options)
+    assert "lut_to_dense" in artifact.lowering["0.weight"]
     assert es.validate(artifact, small).ok
 
 
