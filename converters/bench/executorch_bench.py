@@ -1,13 +1,16 @@
 """Bytes, memory and speed of one language model as ExecuTorch programs, measured in one run.
 
-    python converters/bench/executorch_bench.py MODEL --compressed DIR [--context 256]
-        [--threads 1 2] [--steps 64] [--text FILE --windows 8] [--keep FOLDER]
+    python converters/bench/executorch_bench.py MODEL --compressed DIR [--compressed DIR ...]
+        [--context 256] [--threads 1 2] [--steps 64] [--rounds 3]
+        [--text FILE --windows 8] [--keep FOLDER]
 
 MODEL is a Hugging Face directory, DIR what `edgesparse compress` made of it. Three programs with a
 cache are written: float32 through XNNPACK, 4-bit groups of 32 through XNNPACK (rounded to nearest:
 bytes and speed do not depend on how codes were chosen), and DIR as it is, its sparse layers on our
-operators. Each is run in a process of its own. Memory is counted from after the runtime is
-loaded and the process warm: `resident` is the highest, `dirty` what belongs to the process alone.
+operators. Every program runs in a process of its own, in as many rounds over all of them; times are
+the median of the rounds' medians. Memory is counted from after the runtime is loaded and the
+process warm: `peak` is the highest resident set, `dirty` what belongs to the process alone at the
+end, which no system can take back by dropping pages of the file.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--keep", type=Path)
@@ -42,13 +46,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        print("| program | threads | bytes | load ms | token ms | resident MB | dirty MB |")
+        found = programs(arguments, folder)
+        print("| program | threads | bytes | load ms | tokens/s | peak MB | dirty MB |")
         print("|---|---|---|---|---|---|---|")
-        for name, path in programs(arguments, folder):
-            for threads in arguments.threads:
-                print(row(name, path, threads, arguments.steps), flush=True)
-            if arguments.text:
-                print(f"| {name}: perplexity {perplexity(path, arguments):.3f} | | | | | | |")
+        for threads in arguments.threads:
+            rounds = [
+                [run(path, threads, arguments.steps) for _, path in found]
+                for _ in range(arguments.rounds)
+            ]
+            for i, (name, path) in enumerate(found):
+                print(row(name, path, threads, [one[i] for one in rounds]), flush=True)
+        for name, path in found if arguments.text else ():
+            print(f"{name}: perplexity {perplexity(path, arguments):.3f}", flush=True)
 
 
 def programs(arguments: argparse.Namespace, folder: Path) -> list[tuple[str, Path]]:
@@ -77,27 +86,37 @@ def programs(arguments: argparse.Namespace, folder: Path) -> list[tuple[str, Pat
     return found
 
 
-def row(name: str, path: Path, threads: int, steps: int) -> str:
+def run(path: Path, threads: int, steps: int) -> dict[str, float]:
+    """Measure a program in a process of its own."""
     command = [sys.executable, __file__, "--measure", str(path), str(threads), str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def row(name: str, path: Path, threads: int, rounds: list[dict[str, float]]) -> str:
+    middle = {key: float(np.median([one[key] for one in rounds])) for key in rounds[0]}
     return (
-        f"| {name} | {threads} | {path.stat().st_size:,} | {found['load_ms']:.1f} | "
-        f"{found['token_ms']:.3f} | {found['resident'] / 1e6:.1f} | {found['dirty'] / 1e6:.1f} |"
+        f"| {name} | {threads} | {path.stat().st_size:,} | {middle['load_ms']:.1f} | "
+        f"{1e3 / middle['token_ms']:,.0f} | {middle['peak'] / 1e6:.1f} | "
+        f"{middle['dirty'] / 1e6:.1f} |"
     )
 
 
 def measure(path: str, threads: str, steps: str) -> None:
     """Load a program in this process, generate, print one line of JSON."""
     import torch
-    from edgesparse_converters.executorch.loading import load_program, register_kernels
+    from edgesparse_converters.executorch.loading import register_kernels
     from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
 
     register_kernels(("edgesparse::linear", "quantized_decomposed::embedding"))
     portable_lib._unsafe_reset_threadpool(int(threads))
+    runtime = Runtime.get()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = status()
     begin = time.perf_counter()
-    forward = load_program(Path(path)).load_method("forward")
+    forward = runtime.load_program(Path(path)).load_method("forward")
     load_ms = 1e3 * (time.perf_counter() - begin)
     times = []
     for position in range(int(steps)):
@@ -109,14 +128,14 @@ def measure(path: str, threads: str, steps: str) -> None:
     result = {
         "load_ms": load_ms,
         "token_ms": float(np.median(times)),
-        "resident": after["VmRSS"] - before["VmRSS"],
+        "peak": after["VmHWM"] - before["VmRSS"],
         "dirty": after["RssAnon"] - before["RssAnon"],
     }
     print(json.dumps(result))
 
 
 def status() -> dict[str, int]:
-    """Return the memory of this process in bytes, by the kernel's names."""
+    """Return the memory of this process in bytes, by the names Linux gives it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     fields = (line.split() for line in lines if line.startswith(("Vm", "Rss")))
     return {field[0].rstrip(":"): 1024 * int(field[1]) for field in fields}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edgesparse.errors import Unsupported, UsageError
 from edgesparse.model import CapturedModel
+from edgesparse_converters.executorch.attention import use_grouped_attention
 
 
 class Cached(nn.Module):
@@ -33,6 +34,7 @@ class Cached(nn.Module):
 
     def __init__(self, model: nn.Module, context: int) -> None:
         super().__init__()
+        use_grouped_attention(model)
         self.model = model
         self.cache = _static_cache(model, context)
         for i, layer in enumerate(self.cache.layers):
