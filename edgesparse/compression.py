@@ -30,6 +30,7 @@ from edgesparse.journal import Journal, identity
 from edgesparse.layers import LayerRun, Progress
 from edgesparse.model import CapturedModel, CompressedModel, TensorKind
 from edgesparse.planner import Plan, TensorPlan
+from edgesparse.scaling import scale_activations
 from edgesparse.solve import needs_of
 
 __all__ = ["Progress", "compress", "compress_dense_alternative"]
@@ -47,6 +48,7 @@ def compress(
     journal: Path | None = None,
     memory_limit: int | None = None,
     team: Team | None = None,
+    scales_activations: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> CompressedModel:
     """Prune, quantize and pack the tensors that ``plan`` names.
@@ -66,12 +68,15 @@ def compress(
             block, and activations beyond the limit lie on disk.
         team: Processes that share the work, each with the same arguments; needs a journal that
             all can reach. Every one returns the whole model.
+        scales_activations: Scale columns by their inputs before rounding and fold the inverse into
+            the layers before (``scaling``); of use where codes are found by ``rtn``.
         progress: Called after every tensor.
 
     Raises:
         CalibrationError: Missing or unusable calibration data, a weight or activation that is not
             finite; the message names the layer.
-        UsageError: A memory limit that cannot be kept, found before any work.
+        UsageError: A memory limit that cannot be kept, found before any work; activations to scale
+            without calibration data.
         ResumeRefused: The journal is another job's.
         DeviceError: Another process of the team is gone.
     """
@@ -90,11 +95,16 @@ def compress(
     run.packs_beside = where.type == "cuda" and memory_limit is None
     run.require_finite()
     folded = fold(model, captured, todo.keys()) if todo and memory_limit is None else {}
+    options = {"device": where.type, "batch_size": room.batch_size}
+    scaled: dict[str, Tensor] = {}
+    if scales_activations:
+        if not batches or memory_limit is not None:
+            raise UsageError("scaling by activations needs calibration data and the whole model")
+        scaled = scale_activations(model, captured, todo, batches, where)
+        folded |= scaled
+        options["scales_activations"] = True
     if journal is not None:
-        job = identity(
-            captured, plan, calibration=digest(batches),
-            options={"device": where.type, "batch_size": room.batch_size},
-        )  # fmt: skip
+        job = identity(captured, plan, calibration=digest(batches), options=options)
         run.journal = _opened(journal, job, team)
     try:
         if todo:
@@ -116,6 +126,8 @@ def compress(
         "seconds": round(time.monotonic() - started, 2),
         "dropped_zero_codes": sum(run.dropped.values()),
     }
+    if scales_activations:
+        metadata["scaled"] = sorted(scaled)
     if batches and run.unreached:
         metadata["unreached"] = run.unreached
     if memory_limit is not None:

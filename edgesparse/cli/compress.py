@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, help="Same seed, same result.")
 @click.option("--device", default="cpu", show_default=True, help="Where the solver runs: cuda, …")
 @click.option(
+    "--scale-activations", "scales_activations", is_flag=True,
+    help="Scale columns by their inputs before rounding (AWQ); for --quantizer rtn.",
+)  # fmt: skip
+@click.option(
     "--allocation", metavar="NAME",
     help="How layers share the sparsity: uniform, owl or hessian (most for what matters least).",
 )  # fmt: skip
@@ -67,6 +71,7 @@ def compress(
     seed: int,
     device: str,
     allocation: str | None,
+    scales_activations: bool,
     limit: str | None,
     resume: bool,
     no_compare: bool,
@@ -106,6 +111,7 @@ def compress(
             captured, plan, data, compare=not no_compare and can_measure,
             windows=windows, window=window, seed=seed, device=own_device,
             journal=at.journal, memory_limit=memory_limit, team=team,
+            scales_activations=scales_activations,
         )  # fmt: skip
         if not team.leads:
             return
