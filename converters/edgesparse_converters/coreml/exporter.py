@@ -38,13 +38,14 @@ class CoremlExporter:
         Args:
             compressed: The packed model.
             path: The package to write; it does not exist.
-            **options: Fields of ``edgesparse_converters.coreml.export.Options``.
+            **options: Fields of ``edgesparse_converters.coreml.options.Options``.
 
         Raises:
             UsageError: An option that cannot mean anything.
             Unsupported: Operators or inputs Core ML has no form for, by name.
         """
-        from edgesparse_converters.coreml.export import export, read_options
+        from edgesparse_converters.coreml.export import export
+        from edgesparse_converters.coreml.options import read_options
 
         return export(compressed, path, read_options(options))
 

@@ -9,7 +9,7 @@ from typing import Any
 from edgesparse.exporting import nbytes_on_disk
 from edgesparse_converters.coreml.package import Package
 from edgesparse_converters.coreml.program import Function, Named, operations
-from edgesparse_converters.coreml.readback import Weight, read_weights
+from edgesparse_converters.coreml.readback import METADATA_KEY, Weight, read_weights, recorded
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "specification": program.specification,
         "default_function": program.default,
         "functions": {name: _function(package, f) for name, f in program.functions.items()},
-        "metadata": dict(program.metadata),
+        "metadata": {**program.metadata, METADATA_KEY: str(recorded(package).get("version", ""))},
     }
 
 

@@ -89,10 +89,11 @@ class Package:
             SourceError: It is not inside the package.
         """
         if value.file not in self._blobs:
-            root = self.model_path.parent.resolve()
-            target = (root / value.file.removeprefix(MODEL_PATH)).resolve()
-            if not value.file.startswith(MODEL_PATH) or not target.is_relative_to(root):
-                raise SourceError(f"{self.path}: weights in {value.file!r}, outside the package")
+            target = _inside(self.model_path.parent, value.file.removeprefix(MODEL_PATH))
+            if not value.file.startswith(MODEL_PATH) or target is None:
+                raise SourceError(
+                    f"{self.path}: weights in {value.file[:80]!r}, outside the package"
+                )
             self._blobs[value.file] = BlobFile(target)
         return self._blobs[value.file]
 
@@ -103,13 +104,22 @@ def _model_path(path: Path) -> Path:
     try:
         data = json.loads(manifest.read_text(encoding="utf-8"))
         entry = data["itemInfoEntries"][data["rootModelIdentifier"]]
-        model = (path / "Data" / str(entry["path"])).resolve()
+        model = _inside(path / "Data", str(entry["path"]))
     except OSError as error:
         raise SourceError(f"{manifest}: {error.strerror}; not a Core ML package") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise SourceError(f"{manifest}: names no model; not a Core ML package") from None
-    if not model.is_relative_to((path / "Data").resolve()) or not model.is_file():
-        raise SourceError(f"{path}: the model {entry['path']!r} is not in the package")
+    if model is None:
+        raise SourceError(f"{path}: the model {str(entry['path'])[:80]!r} is not in the package")
     if model.stat().st_size > MAX_MODEL_BYTES:
         raise SourceError(f"{model}: larger than {MAX_MODEL_BYTES} bytes")
     return model
+
+
+def _inside(root: Path, name: str) -> Path | None:
+    """Return the file ``name`` of a folder; None if there is none, or it is elsewhere."""
+    try:
+        found = (root / name).resolve()
+        return found if found.is_relative_to(root.resolve()) and found.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
+        return None

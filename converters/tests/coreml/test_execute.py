@@ -127,7 +127,16 @@ def test_a_broken_file_is_an_error(package, tmp_path, name, damage):
         Executor(path).run(INPUTS)
 
 
-@pytest.mark.parametrize("target", ["../../../outside.mlmodel", "/etc/passwd", "com.apple.CoreML"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "../../../outside.mlmodel",
+        "/etc/passwd",
+        "com.apple.CoreML",
+        "a\0b",
+        pytest.param("x" * 5000, id="long"),
+    ],
+)
 def test_a_manifest_that_leads_out_of_the_package(package, tmp_path, target):
     path = shutil.copytree(package, tmp_path / "m.mlpackage")
     shutil.copy(path / MODEL, tmp_path / "outside.mlmodel")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from edgesparse_converters.coreml.blob import TYPES, pack, unpack
-from edgesparse_converters.coreml.export import Options, export
+from edgesparse_converters.coreml.export import export
 from edgesparse_converters.coreml.forms import code_form
+from edgesparse_converters.coreml.options import Options
 from edgesparse_converters.coreml.placeholders import hollow, hollow_mask, is_hollow
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +58,20 @@ def test_streamed_files_are_those_coremltools_writes(
         assert (streamed.path / file).read_bytes() == (whole.path / file).read_bytes()
     assert streamed.lowering == whole.lowering
     assert streamed.notes == whole.notes
+
+
+@pytest.mark.parametrize(("sparsity", "nbytes_per_weight"), [(0.5, 0.377), (0.75, 0.252)])
+def test_a_weight_takes_its_mask_its_codes_and_a_scale_for_each_row(
+    compressed, tmp_path, sparsity, nbytes_per_weight
+):
+    """(1 + 4 · kept) bits, 2 bytes a row, and as much for the zero bias that coremltools adds."""
+    torch.manual_seed(0)
+    layer = nn.Linear(2048, 2048, bias=False).eval()
+    captured = es.load(layer, example_inputs={"input": torch.randn(1, 2048)})
+    small = compressed(captured, sparsity=sparsity, group_size=0)
+    artifact = export(small, tmp_path / "m.mlpackage", Options())
+    found = (artifact.path / FILES[0]).stat().st_size / 2048**2
+    assert found == pytest.approx(nbytes_per_weight, rel=5e-3)
 
 
 def test_placeholders_take_no_memory():
