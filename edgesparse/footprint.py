@@ -1,8 +1,9 @@
 """What a streamed compression holds at once, from shapes alone, and how it is made to fit a limit.
 
     beside the blocks   the tensors outside them, solving the largest of these
-    in a block          its weights (twice where a method wants the dense model's inputs too),
-                        the statistics of its widest layer, solving its largest tensor or running it
+    in a block          its weights (twice where a method wants the dense model's inputs too), and
+                        either running it and gathering the statistics of its widest layer, sums in
+                        float64, or these rounded, and solving its largest tensor
 
 Each counts beside what the process holds before it begins. What then remains under the limit is for
 the activations between blocks; more of them than that lie on disk.
@@ -100,6 +101,7 @@ class _Sizes:
     outside: int
     block: int
     statistics: int
+    gathering: int
     solving: int
     solving_outside: int
     row: int
@@ -127,6 +129,7 @@ class _Sizes:
             outside=4 * sum(p.numel() for p in model.parameters() if id(p) not in inside),
             block=4 * twins * max((_numel(block) for block in blocks), default=0),
             statistics=4 * widest**2 * (squares + (_SQUARES if factorizes else 0)),
+            gathering=4 * widest**2 * (2 * squares + 1),
             solving=4 * _SOLVE_COPIES * max((_product(matrices[n]) for n in within), default=0),
             solving_outside=4
             * _WHOLE_COPIES
@@ -137,7 +140,8 @@ class _Sizes:
 
     def peak(self, rows: int) -> int:
         """Return the most held at once when ``rows`` rows run together."""
-        in_block = self.block + self.statistics + max(self.solving, rows * self.row)
+        running = self.gathering + rows * self.row
+        in_block = self.block + max(running, self.statistics + self.solving)
         return max(self.outside + self.statistics + self.solving_outside, in_block)
 
     def words(self) -> str:

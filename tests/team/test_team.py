@@ -60,10 +60,10 @@ def test_two_make_what_one_makes(job: dict[str, Any], tmp_path: Path, method: st
     captured = job["model"]()
     together = CompressedModel.load(tmp_path / "small", source=captured)
     one = alone(job, method)
-    if method == "magnitude":  # nothing of it depends on the statistics
-        for name, packed in one.packed.items():
-            for buffer, value in packed.buffers.items():
-                assert np.array_equal(value, together.packed[name].buffers[buffer])
+    # Sums over batches are in float64: rounded, the order they were added in does not show.
+    for name, packed in one.packed.items():
+        for buffer, value in packed.buffers.items():
+            assert np.array_equal(value, together.packed[name].buffers[buffer])
     inputs = torch.cat([batch["x"] for batch in job["data"]()])
     outputs = [build_decoded(small)(x=inputs) for small in (one, together)]
     wanted = captured.loader()(x=inputs)
