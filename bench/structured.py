@@ -1,11 +1,12 @@
 """What cutting whole parts costs and brings: perplexity, recovery, and speed on this host.
 
-    python bench/structured.py MODEL --calibration TEXT --text TEXT --data TEXT -o FOLDER
-    python bench/structured.py MODEL -o FOLDER --speed
+    python bench/structured.py cut MODEL -o FOLDER --calibration TEXT --text TEXT
+    python bench/structured.py recover MODEL -o FOLDER --data TEXT --text TEXT
+    python bench/structured.py speed MODEL -o FOLDER
 
-The first cuts, measures, trains for some minutes with the whole model as the teacher, measures
-again, and leaves both models in FOLDER. The second times whole and cut in turns: a pass over 512
-tokens in float32, and tokens one by one on packed 4-bit weights. Each prints one JSON line.
+The first leaves the cut model in FOLDER, the second trains it for some minutes with the whole model
+as the teacher, the third times whole and cut in turns: a pass over 512 tokens in float32, and
+tokens one by one on packed 4-bit weights. Each prints one JSON line.
 """
 
 from __future__ import annotations
@@ -38,25 +39,24 @@ def perplexity(model: CapturedModel, options: argparse.Namespace) -> float:
 def cut(options: argparse.Namespace) -> dict[str, Any]:
     whole = es.load(options.model)
     cuts = Cuts(channels=options.ffn, layers=options.layers)
-    row: dict[str, Any] = {
-        "model": whole.name, "ffn": options.ffn, "layers": options.layers,
-        "parameters": whole.num_parameters, "whole": perplexity(whole, options),
-    }  # fmt: skip
+    row: dict[str, Any] = {"whole": perplexity(whole, options)}
     for name, refit in (("cut only", False), ("cut and refitted", True)):
         small = prune_structured(whole, cuts, calibration=options.calibration, refit=refit)
         row[name] = perplexity(small, options)
-    row["parameters left"] = small.num_parameters
     write_model(small, options.output / "cut", force=True)
-    steps = []
-    began = time.monotonic()
+    return {**row, "parameters": whole.num_parameters, "left": small.num_parameters}
+
+
+def recover(options: argparse.Namespace) -> dict[str, Any]:
+    whole, small = es.load(options.model), es.load(options.output / "cut")
+    steps: list[int] = []
     healed = heal(
         small, whole, data=options.data, minutes=options.minutes, batch=options.batch,
         window=options.window, progress=lambda progress: steps.append(progress.step),
     )  # fmt: skip
-    row |= {"minutes": round((time.monotonic() - began) / 60, 2), "steps": len(steps)}
-    row["recovered"] = perplexity(healed, options)
     write_model(healed, options.output / "recovered", force=True)
-    return row
+    row = {"minutes": options.minutes, "steps": len(steps), "batch": options.batch}
+    return {**row, "window": options.window, "recovered": perplexity(healed, options)}
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
@@ -97,6 +97,7 @@ def speed_up(run: Callable[[str], None]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=("cut", "recover", "speed"))
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--text", type=Path)
@@ -108,9 +109,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--window", type=int, default=512, help="of training")
     parser.add_argument("--eval-windows", type=int, default=60)
-    parser.add_argument("--speed", action="store_true")
     options = parser.parse_args()
-    print(json.dumps(speed(options) if options.speed else cut(options)))
+    stage = {"cut": cut, "recover": recover, "speed": speed}[options.stage]
+    print(json.dumps(stage(options)))
 
 
 if __name__ == "__main__":

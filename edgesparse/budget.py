@@ -1,12 +1,12 @@
 """Budgets: what a model may cost, as a person writes it.
 
-``2.2MB`` is 2,200,000 bytes, ``64MiB`` is 67,108,864, ``300000`` is bytes.
+``2.2MB`` is 2,200,000 bytes, ``64MiB`` is 67,108,864, ``300000`` is bytes; ``5ms`` is a duration.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 
 from edgesparse.errors import UsageError
@@ -16,7 +16,8 @@ _UNITS = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9,
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+_DURATIONS = {"": 1, "ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Zµ]*)\s*")
 
 
 def parse_size(text: str | int) -> int:
@@ -44,56 +45,108 @@ def format_size(nbytes: int | float) -> str:
     return f"{int(nbytes)} B"
 
 
-@dataclass(frozen=True, kw_only=True)
+def parse_duration(text: str | int) -> int:
+    """Return the nanoseconds ``text`` means: ``5ms``, ``0.2s``, ``800us``; a bare number is ns.
+
+    Raises:
+        UsageError: Not a duration, or not positive.
+    """
+    match = _SIZE.fullmatch(str(text))
+    if match is None or match[2].lower() not in _DURATIONS:
+        raise UsageError(f"duration {text!r}: expected a number with a unit, such as 5ms or 800us")
+    nanoseconds = int(Decimal(match[1]) * _DURATIONS[match[2].lower()])
+    if nanoseconds <= 0:
+        raise UsageError(f"duration {text!r}: expected more than zero")
+    return nanoseconds
+
+
+def format_duration(nanoseconds: float) -> str:
+    """Return a duration with three digits, in the unit that suits it."""
+    for unit, factor in (("s", 10**9), ("ms", 10**6), ("µs", 10**3)):
+        if nanoseconds >= factor:
+            return f"{nanoseconds / factor:.3g} {unit}"
+    return f"{nanoseconds:.3g} ns"
+
+
+@dataclass(frozen=True, kw_only=True, init=False)
 class Budget:
     """Limits a model must keep; None is no limit.
 
     Attributes:
         file: Bytes of the weights at rest: of the written artifact when the plan names a target,
             else of ``weights.safetensors``.
+        download: Bytes of the same when they are sent, compressed as stores and servers do.
         peak: Bytes of memory the target's runtime holds at its highest.
+        latency: Nanoseconds of one token of a language model, by the products with its weights
+            on this machine.
+        context: Tokens of a language model whose cache ``peak`` counts; no limit itself.
     """
 
     file: int | None = None
+    download: int | None = None
     peak: int | None = None
+    latency: int | None = None
+    context: int | None = None
 
-    def __init__(self, *, file: str | int | None = None, peak: str | int | None = None) -> None:
-        object.__setattr__(self, "file", None if file is None else parse_size(file))
-        object.__setattr__(self, "peak", None if peak is None else parse_size(peak))
+    def __init__(
+        self,
+        *,
+        file: str | int | None = None,
+        download: str | int | None = None,
+        peak: str | int | None = None,
+        latency: str | int | None = None,
+        context: str | int | None = None,
+    ) -> None:
+        for name, size in (("file", file), ("download", download), ("peak", peak)):
+            object.__setattr__(self, name, None if size is None else parse_size(size))
+        duration = None if latency is None else parse_duration(latency)
+        object.__setattr__(self, "latency", duration)
+        object.__setattr__(self, "context", None if context is None else _tokens(context))
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read ``file=2.2MB,peak=12MB``; a bare size is ``file``.
+        """Read ``file=2.2MB,peak=12MB,latency=5ms,context=512``; a bare size is ``file``.
 
         Raises:
             UsageError: An unknown key, a key given twice, or not a size.
         """
-        sizes: dict[str, str] = {}
+        known = ("file", "download", "peak", "latency", "context")
+        limits: dict[str, str] = {}
         for part in text.split(","):
             key, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals:
                 parse_size(key)  # says that it is no size, rather than that file is given twice
                 key, value = "file", key
-            if key not in ("file", "peak"):
-                raise UsageError(f"budget {text!r}: unknown key {key!r}; known: file, peak")
-            if key in sizes:
+            if key not in known:
+                raise UsageError(f"budget {text!r}: unknown key {key!r}; known: {', '.join(known)}")
+            if key in limits:
                 raise UsageError(f"budget {text!r}: {key} is given twice")
-            sizes[key] = value
-        return cls(**sizes)
+            limits[key] = value
+        return cls(**limits)
 
     @property
     def is_unlimited(self) -> bool:
         """Whether nothing is limited."""
-        return self.file is None and self.peak is None
+        return not any((self.file, self.download, self.peak, self.latency))
 
     def to_json(self) -> dict[str, int | None]:
-        """Return the JSON form, in bytes."""
-        return {"file": self.file, "peak": self.peak}
+        """Return the JSON form, in bytes, nanoseconds and tokens."""
+        return asdict(self)
 
     def __str__(self) -> str:
         limits = [
             f"{name} {format_size(value)}"
-            for name, value in (("file", self.file), ("peak", self.peak))
+            for name, value in (
+                ("file", self.file), ("download", self.download), ("peak", self.peak)
+            )
             if value is not None
-        ]
+        ]  # fmt: skip
+        limits += [] if self.latency is None else [f"latency {format_duration(self.latency)}"]
+        limits += [] if self.context is None else [f"context {self.context} tokens"]
         return ", ".join(limits) or "none"
+
+
+def _tokens(text: str | int) -> int:
+    if not str(text).strip().isdigit() or int(text) < 1:
+        raise UsageError(f"context {text!r}: expected a number of tokens, at least 1")
+    return int(text)

@@ -12,6 +12,7 @@ VERBS = {
     "plan": "edgesparse.cli.plan:plan",
     "prune": "edgesparse.cli.prune:prune",
     "compress": "edgesparse.cli.compress:compress",
+    "search": "edgesparse.cli.search:search",
     "recover": "edgesparse.cli.recover:recover",
     "inspect": "edgesparse.cli.inspect:inspect",
     "evaluate": "edgesparse.cli.evaluate:evaluate",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +13,10 @@ from edgesparse.budget import Budget
 from edgesparse.cli._console import show, show_json, working
 from edgesparse.cli._models import open_compressed
 from edgesparse.cli._options import budget_option, common, force_option, source_option
+from edgesparse.errors import ExportError
+
+if TYPE_CHECKING:
+    from edgesparse.reconcile import Compared
 
 
 @click.command(short_help="Write a Core ML or ExecuTorch file.")
@@ -27,6 +34,7 @@ from edgesparse.cli._options import budget_option, common, force_option, source_
     "--allow-conversion", is_flag=True,
     help="Write weights the target has no form for as plain values; it says which.",
 )  # fmt: skip
+@click.option("--measure", is_flag=True, help="Run the file and hold its memory against the plan.")
 @source_option
 @common
 def export(
@@ -37,6 +45,7 @@ def export(
     force: bool,
     keep: bool,
     options: tuple[str, ...],
+    measure: bool,
     allow_conversion: bool,
     source: str | None,
     as_json: bool,
@@ -48,6 +57,7 @@ def export(
     """
     from edgesparse.exporting import check_output
     from edgesparse.exporting import export as write
+    from edgesparse.reconcile import reconcile
 
     check_output(target, output, force=force)
     own = dict(_key_and_value(option) for option in options)
@@ -56,14 +66,26 @@ def export(
     compressed = open_compressed(model, source)
     with working(f"exporting {output.name}"):
         artifact = write(compressed, target, output, budget=budget, force=force, keep=keep, **own)
+    memory = measure or bool((budget or compressed.plan.budget).peak)
+    compared = () if own else reconcile(compressed, artifact, memory=memory)
     if as_json:
-        show_json(artifact.to_json())
-        return
-    from edgesparse.report.tables import artifact_lines
+        predicted = [{**asdict(row), "ok": row.ok} for row in compared]
+        show_json({**artifact.to_json(), "predicted": predicted})
+    else:
+        from edgesparse.report.tables import artifact_lines
 
-    show(*artifact_lines(artifact))
-    again = f" --source {source}" if source else ""
-    show(f"prove it with: edgesparse validate {artifact.path} --against {model}{again}")
+        show(*artifact_lines(artifact), *map(str, compared))
+        again = f" --source {source}" if source else ""
+        show(f"prove it with: edgesparse validate {artifact.path} --against {model}{again}")
+    if compressed.plan.target == artifact.target:
+        _require_predicted(compared)
+
+
+def _require_predicted(compared: Sequence[Compared]) -> None:
+    """Fail where a plan made for this target was wrong about it; the file stays."""
+    wrong = [str(row) for row in compared if not row.ok]
+    if wrong:
+        raise ExportError(f"the prediction was wrong: {'; '.join(wrong)}; the file is kept")
 
 
 def _key_and_value(text: str) -> tuple[str, bool | int | str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from edgesparse.budget import format_size
 from edgesparse.model import TensorInfo, TensorKind
@@ -21,40 +21,20 @@ GROUP_SIZES = (32, 128)
 SPARSITIES = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One thing that can be done to one tensor.
-
-    Attributes:
-        entry: What, and its packed bytes.
-        loss: Predicted increase of the model's loss.
-    """
-
-    entry: TensorPlan
-    loss: float
-
-
-def candidates(
-    tensor: TensorInfo,
-    rule: Rule | None,
-    sensitivity: Sensitivity,
-    formats: frozenset[str] = PORTABLE,
-) -> list[Candidate]:
-    """Return what the rule allows, at least one; of equal bytes in a format only the best.
+def worthwhile(entries: Sequence[TensorPlan], sensitivity: Sensitivity) -> dict[int, float]:
+    """Return index and predicted loss of the best entry of every size in every format.
 
     Args:
-        tensor: The tensor.
-        rule: The rule that matched it; None leaves it as it is.
+        entries: What can be done with one tensor.
         sensitivity: Rates by tensor name, as measured; {} takes all weights as alike.
-        formats: Names of the formats that may be used.
     """
-    best: dict[tuple[str, int], Candidate] = {}
-    for entry in possible(tensor, rule, formats):
-        candidate = Candidate(entry, expected_loss(entry, sensitivity))
+    best: dict[tuple[str, int], tuple[int, float]] = {}
+    for index, entry in enumerate(entries):
+        loss = expected_loss(entry, sensitivity)
         key = (entry.spec.name if entry.spec else "", entry.nbytes)
-        if key not in best or candidate.loss < best[key].loss:
-            best[key] = candidate
-    return list(best.values())
+        if key not in best or loss < best[key][1]:
+            best[key] = (index, loss)
+    return dict(best.values())
 
 
 def possible(

@@ -42,6 +42,22 @@ def gaussian_error(bits: int, group_size: int, pattern: Pattern, scheme: str = S
     return float(((weight - kept) ** 2).sum() / (weight**2).sum())
 
 
+def gaussian_codes(bits: int, group_size: int, pattern: Pattern) -> NDArray[np.int64]:
+    """Return the codes of the weights that stay, of a Gaussian matrix, in no order.
+
+    Args:
+        bits: Bits of a code, at most 8.
+        group_size: Columns per scale; 0 is one for the whole row.
+        pattern: What is removed.
+    """
+    kept = _prune(np.random.default_rng(0).standard_normal(_SHAPE), pattern)
+    size = min(group_size or kept.shape[1], kept.shape[1])
+    codes, _ = _quantize(kept, bits, size)
+    stays = kept[:, : kept.shape[1] // size * size].reshape(codes.shape) != 0
+    chosen: NDArray[np.int64] = codes[stays].astype(np.int64)
+    return chosen
+
+
 def _prune(weight: NDArray[np.float64], pattern: Pattern) -> NDArray[np.float64]:
     """Return ``weight`` with the smallest removed as the pattern says."""
     if pattern.is_dense:
@@ -73,17 +89,26 @@ def _look_up(weight: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
 
 def _round(weight: NDArray[np.float64], bits: int, group_size: int) -> NDArray[np.float64]:
     """Return ``weight`` on the signed grid of ``bits`` bits, each group with its best scale."""
+    codes, scales = _quantize(weight, bits, group_size)
+    return (codes * scales).reshape(len(weight), -1)
+
+
+def _quantize(
+    weight: NDArray[np.float64], bits: int, group_size: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return codes [groups, group_size] and the best of a few scales for each, [groups, 1]."""
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     columns = weight.shape[1] // group_size * group_size
     groups = weight[:, :columns].reshape(-1, group_size)
     reach = np.abs(groups).max(axis=1, keepdims=True)
     reach[reach == 0] = 1
-    best, error = groups, np.full(len(groups), np.inf)
+    best, scales, error = groups, np.ones_like(reach), np.full(len(groups), np.inf)
     for clip in _CLIPS:
         # -low rather than high: two-bit codes reach one step further below zero than above.
         scale = clip * reach / -low
-        rounded = np.clip(np.rint(groups / scale), low, high) * scale
-        found = ((rounded - groups) ** 2).sum(axis=1)
-        better = found < error
-        best, error = np.where(better[:, None], rounded, best), np.minimum(error, found)
-    return best.reshape(len(weight), columns)
+        codes = np.clip(np.rint(groups / scale), low, high)
+        found = ((codes * scale - groups) ** 2).sum(axis=1)
+        better = (found < error)[:, None]
+        best, scales = np.where(better, codes, best), np.where(better, scale, scales)
+        error = np.minimum(error, found)
+    return best, scales

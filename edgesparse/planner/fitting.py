@@ -5,7 +5,7 @@ Rules are constraints: only the fields they leave open vary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,8 +16,9 @@ from edgesparse.budget import Budget
 from edgesparse.errors import UsageError
 from edgesparse.model import CapturedModel, TensorInfo
 from edgesparse.planner.allocate import Limit, allocate
-from edgesparse.planner.candidates import Candidate, candidates, possible
+from edgesparse.planner.candidates import possible, worthwhile
 from edgesparse.planner.choose import readable_by
+from edgesparse.planner.download import download_nbytes
 from edgesparse.planner.peak import fixed_terms, held_nbytes
 from edgesparse.planner.predict import FilePrediction
 from edgesparse.planner.rates import Sensitivity
@@ -29,6 +30,7 @@ from edgesparse.recipe import ADJUSTABLE, Rule
 _MASK_SLACK = 0.003
 # A header grows or shrinks a little with the choice; it is settled in so many rounds.
 _ROUNDS = 8
+_HEADER_NBYTES = 4096  # of a file that is sent
 
 Ruled = Sequence[tuple[TensorInfo, Rule | None]]
 
@@ -43,7 +45,7 @@ class Fit:
         budget: The limits, at least one.
         target: Whose file and runtime the limits are about.
         predict_file: Predicts the bytes ``budget.file`` limits.
-        sensitivity: See ``candidates``.
+        sensitivity: See ``candidates.worthwhile``.
     """
 
     captured: CapturedModel
@@ -58,19 +60,33 @@ class Fit:
 
         Raises:
             BudgetExceeded: There are none.
-            UsageError: ``peak`` is limited but cannot be predicted.
+            UsageError: ``peak`` or ``latency`` is limited but cannot be predicted.
         """
-        self._refuse_hopeless()
         options = self._options()
         limits = self._limits(options)
-        if best := self._settle(options, limits):
-            return best
+        for limit in limits:  # from sizes alone, before losses: those take most of a second
+            if limit.smallest_nbytes > limit.nbytes:
+                raise refusal(limit, self._smallest(limit, options), target=self.target)
+        best = [worthwhile(of, self.sensitivity) for of in options]
+        kept = [np.array(list(of), np.int64) for of in best]
+        losses = [np.array(list(of.values())) for of in best]
+        narrowed = [
+            replace(limit, costs=[of[i] for of, i in zip(limit.costs, kept, strict=True)])
+            for limit in limits
+        ]
+        entries = [[of[i] for i in at] for of, at in zip(options, kept, strict=True)]
+        found = self._settle(entries, losses, narrowed)
+        if found is not None:
+            return found
         if len(limits) > 1:
-            raise contradiction(*limits)
+            raise contradiction(narrowed)
         raise refusal(limits[0], self._smallest(limits[0], options), target=self.target)
 
     def _settle(
-        self, options: Sequence[Sequence[Candidate]], limits: list[Limit]
+        self,
+        options: Sequence[Sequence[TensorPlan]],
+        losses: Sequence[NDArray[np.float64]],
+        limits: list[Limit],
     ) -> list[TensorPlan] | None:
         """Solve until the header of the choice is the header it was solved with.
 
@@ -78,12 +94,11 @@ class Fit:
         longest: each further round may spend what it leaves.
         """
         best = None
-        losses = [_losses(of) for of in options]
         for _ in range(_ROUNDS):
             choice = allocate(losses, *limits)
             if choice is None:
                 break
-            entries = [of[i].entry for of, i in zip(options, choice, strict=True)]
+            entries = [of[i] for of, i in zip(options, choice, strict=True)]
             real = self._real_fixed_nbytes(limits[0], entries)
             fits = replace(limits[0], fixed_nbytes=real).holds(choice)
             if fits:
@@ -93,44 +108,42 @@ class Fit:
             limits[0] = replace(limits[0], fixed_nbytes=real)
         return best
 
-    def _refuse_hopeless(self) -> None:
-        """Refuse limits below the smallest sizes, before losses: those take most of a second."""
-        options = self._sized_options()
-        for limit in self._limits(options):
-            if limit.smallest_nbytes > limit.nbytes:
-                raise refusal(limit, self._smallest(limit, options), target=self.target)
-
-    def _sized_options(self) -> list[list[Candidate]]:
-        """Return every option with its bytes and no loss."""
+    def _options(self) -> list[list[TensorPlan]]:
+        """Return everything the rules allow for each tensor, with its bytes."""
         formats = readable_by(self.target)
-        return [[Candidate(entry, 0.0) for entry in possible(*of, formats)] for of in self.ruled]
+        return [list(possible(tensor, rule, formats)) for tensor, rule in self.ruled]
 
-    def _options(self) -> list[list[Candidate]]:
-        formats = readable_by(self.target)
-        return [candidates(tensor, rule, self.sensitivity, formats) for tensor, rule in self.ruled]
-
-    def _limits(self, options: Sequence[Sequence[Candidate]]) -> list[Limit]:
+    def _limits(self, options: Sequence[Sequence[TensorPlan]]) -> list[Limit]:
         """Return the limits that are set, the file first: it is the one solved exactly."""
         limits = []
         if self.budget.file is not None:
-            costs = [np.array([self._file_cost(c.entry) for c in of]) for of in options]
-            cheapest = [int(of.argmin()) for of in costs]
-            limit = Limit("file", self.budget.file, costs, 0)
-            entries = [of[i].entry for of, i in zip(options, cheapest, strict=True)]
+            limit = Limit("file", self.budget.file, _costs(options, self._file_cost), 0)
+            cheapest = [int(of.argmin()) for of in limit.costs]
+            entries = [of[i] for of, i in zip(options, cheapest, strict=True)]
             fixed = self._real_fixed_nbytes(limit, entries)
             limits.append(replace(limit, fixed_nbytes=fixed))
+        if self.budget.download is not None:
+            costs = _costs(options, download_nbytes)
+            limits.append(Limit("download", self.budget.download, costs, _HEADER_NBYTES))
         if self.budget.peak is not None:
-            terms = fixed_terms(self.captured, self.target)
-            if terms is None:
-                raise UsageError(
-                    f"{self.captured.name}: its peak memory cannot be predicted, because its "
-                    "forward pass cannot be traced without weights or nothing is known of the "
-                    f"target's memory ({self.target}); leave peak out of the budget"
-                )
-            costs = [np.array([held_nbytes(c.entry, self.target) for c in of]) for of in options]
-            fixed = sum(term.nbytes for term in terms)
-            limits.append(Limit("peak", self.budget.peak, costs, fixed))
+            limits.append(self._peak_limit(options, self.budget.peak))
+        if self.budget.latency is not None:
+            from edgesparse.planner.speed import product_ns
+
+            costs = _costs(options, lambda entry: product_ns(self.captured, entry))
+            limits.append(Limit("latency", self.budget.latency, costs, 0))
         return limits
+
+    def _peak_limit(self, options: Sequence[Sequence[TensorPlan]], nbytes: int) -> Limit:
+        terms = fixed_terms(self.captured, self.target, self.budget.context)
+        if terms is None:
+            raise UsageError(
+                f"{self.captured.name}: its peak memory cannot be predicted, because its forward "
+                "pass cannot be traced without weights or nothing is known of the target's memory "
+                f"({self.target}); leave peak out of the budget"
+            )
+        costs = _costs(options, lambda entry: held_nbytes(entry, self.target))
+        return Limit("peak", nbytes, costs, sum(term.nbytes for term in terms))
 
     def _part_nbytes(self, entry: TensorPlan) -> int:
         """Return what one entry adds to the file: its bytes, and its lines in a header."""
@@ -155,19 +168,21 @@ class Fit:
             return limit.fixed_nbytes
         return self.predict_file(entries) - sum(map(self._part_nbytes, entries))
 
-    def _smallest(self, limit: Limit, options: Sequence[Sequence[Candidate]]) -> Smallest:
+    def _smallest(self, limit: Limit, options: Sequence[Sequence[TensorPlan]]) -> Smallest:
         """Return the smallest plan there is, and the size without the recipe's constraints."""
         best = [int(of.argmin()) for of in limit.costs]
-        entries = [of[i].entry for of, i in zip(options, best, strict=True)]
+        entries = [of[i] for of, i in zip(options, best, strict=True)]
         nbytes = [int(of[i]) for of, i in zip(limit.costs, best, strict=True)]
         free = None
         if any(rule is not None and rule.adjustable != ADJUSTABLE for _, rule in self.ruled):
             opened = [(t, rule and replace(rule, adjustable=ADJUSTABLE)) for t, rule in self.ruled]
             problem = replace(self, ruled=opened)
-            limits = problem._limits(problem._sized_options())
+            limits = problem._limits(problem._options())
             free = next(of for of in limits if of.name == limit.name).smallest_nbytes
         return Smallest(entries=entries, nbytes=nbytes, without_constraints=free)
 
 
-def _losses(options: Sequence[Candidate]) -> NDArray[np.float64]:
-    return np.array([candidate.loss for candidate in options])
+def _costs(
+    options: Sequence[Sequence[TensorPlan]], cost: Callable[[TensorPlan], int]
+) -> list[NDArray[np.int64]]:
+    return [np.array([cost(entry) for entry in of], np.int64) for of in options]

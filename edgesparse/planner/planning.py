@@ -17,6 +17,7 @@ from edgesparse.pattern import DENSE
 from edgesparse.planner.candidates import expected_loss, plan_tensor
 from edgesparse.planner.choose import readable_by
 from edgesparse.planner.default import default_recipe
+from edgesparse.planner.download import download_nbytes
 from edgesparse.planner.fitting import Fit, Ruled
 from edgesparse.planner.peak import memory_terms
 from edgesparse.planner.predict import artifact_prediction, weights_nbytes
@@ -122,8 +123,8 @@ def _finish(
 ) -> Plan:
     """Return the plan of these entries, with everything predicted about it."""
     memory: tuple[MemoryTerm, ...] = ()
-    if budget.peak is not None or target is not None:
-        memory = memory_terms(captured, entries, target)
+    if budget.peak is not None or budget.context is not None or target is not None:
+        memory = memory_terms(captured, entries, target, budget.context)
     weights = 1 if sensitivity else max(1, captured.num_parameters)
     return Plan(
         tensors=tuple(entries),
@@ -132,8 +133,16 @@ def _finish(
         target=target,
         artifact_nbytes=None if target is None else artifact_prediction(target)(entries),
         memory=memory,
+        download_nbytes=sum(map(download_nbytes, entries)),
+        latency_ns=_latency_ns(captured, entries) if budget.latency is not None else None,
         loss=sum(expected_loss(entry, sensitivity) for entry in entries) / weights,
     )
+
+
+def _latency_ns(captured: CapturedModel, entries: Sequence[TensorPlan]) -> int:
+    from edgesparse.planner.speed import product_ns
+
+    return sum(product_ns(captured, entry) for entry in entries)
 
 
 def _unused(recipe: Recipe, captured: CapturedModel) -> list[str]:

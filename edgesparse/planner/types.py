@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgesparse.budget import Budget, format_size
+from edgesparse.budget import Budget, format_duration, format_size
 from edgesparse.errors import RecipeError
 from edgesparse.model import TensorInfo, TensorKind
 from edgesparse.packed import SYMMETRIC, FormatSpec
@@ -105,6 +105,8 @@ class Plan:
         target: Exporter the budget is for, or None for the packed model itself.
         artifact_nbytes: Predicted bytes of the target's file; None without a target.
         memory: The parts of the predicted peak memory; empty if not predicted.
+        download_nbytes: Predicted bytes of the weights as they are sent, compressed.
+        latency_ns: Predicted time of the products of one token; None without a limit on it.
         loss: Predicted loss: relative output error, averaged over the weights; 0 when nothing is
             packed.
         notes: What the planner changed or wants said.
@@ -118,6 +120,8 @@ class Plan:
     target: str | None = None
     artifact_nbytes: int | None = None
     memory: tuple[MemoryTerm, ...] = ()
+    download_nbytes: int | None = None
+    latency_ns: int | None = None
     loss: float = 0.0
     notes: tuple[str, ...] = ()
     dense_alternative: Plan | None = field(default=None, repr=False)
@@ -154,6 +158,8 @@ class Plan:
             "artifact_nbytes": self.artifact_nbytes,
             "memory": [vars(term) for term in self.memory],
             "peak_nbytes": self.peak_nbytes,
+            "download_nbytes": self.download_nbytes,
+            "latency_ns": self.latency_ns,
             "loss": self.loss,
             "notes": list(self.notes),
             "dense_alternative": None if alternative is None else alternative.to_json(),
@@ -175,6 +181,8 @@ class Plan:
                 target=data["target"],
                 artifact_nbytes=data["artifact_nbytes"],
                 memory=tuple(MemoryTerm(**term) for term in data["memory"]),
+                download_nbytes=data.get("download_nbytes"),
+                latency_ns=data.get("latency_ns"),
                 loss=float(data["loss"]),
                 notes=tuple(data["notes"]),
                 dense_alternative=None if alternative is None else cls.from_json(alternative),
@@ -204,6 +212,10 @@ class Plan:
         if self.peak_nbytes is not None:
             parts = ", ".join(f"{term.name} {format_size(term.nbytes)}" for term in self.memory)
             lines.append(f"peak memory {format_size(self.peak_nbytes)}: {parts}")
+        if self.download_nbytes is not None:
+            lines.append(f"download {format_size(self.download_nbytes)}")
+        if self.latency_ns is not None:
+            lines.append(f"products of one token {format_duration(self.latency_ns)}")
         if self.dense_alternative is not None:
             other = self.dense_alternative
             lines.append(

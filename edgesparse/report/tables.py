@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from edgesparse.budget import format_size
+from edgesparse.budget import format_duration, format_size
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.planner.types import Plan
 from edgesparse.report.comparison import Comparison, Measured
@@ -148,9 +148,19 @@ def plan_totals(plan: Plan) -> Table:
         table.add_row(
             f"{plan.target} file", format_size(plan.artifact_nbytes), _limit(plan.budget.file)
         )
+    if plan.download_nbytes is not None:
+        download = format_size(plan.download_nbytes)
+        table.add_row("weights as they are sent", download, _limit(plan.budget.download))
+    if plan.latency_ns is not None and plan.budget.latency is not None:
+        table.add_row(
+            "products of one token, here", format_duration(plan.latency_ns),
+            format_duration(plan.budget.latency),
+        )  # fmt: skip
     if plan.peak_nbytes is not None or plan.budget.peak is not None:
         peak = NOTHING if plan.peak_nbytes is None else format_size(plan.peak_nbytes)
         table.add_row("peak memory", peak, _limit(plan.budget.peak))
+        for term in plan.memory:
+            table.add_row(f"  {term.name}: {term.basis}", format_size(term.nbytes), "")
     return table
 
 

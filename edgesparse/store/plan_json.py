@@ -67,6 +67,8 @@ def plan_from_json(fields: Fields, tensors: Mapping[str, TensorInfo], *, depth: 
             )
             for term in fields.objects("memory")
         ),
+        download_nbytes=fields.optional_integer("download_nbytes"),
+        latency_ns=fields.optional_integer("latency_ns"),
         loss=fields.optional_number("loss") or 0.0,
         notes=fields.texts("notes"),
         dense_alternative=None
@@ -77,7 +79,13 @@ def plan_from_json(fields: Fields, tensors: Mapping[str, TensorInfo], *, depth: 
 
 def _budget(limits: Fields) -> Budget:
     try:
-        return Budget(file=limits.optional_integer("file"), peak=limits.optional_integer("peak"))
+        return Budget(
+            file=limits.optional_integer("file"),
+            download=limits.optional_integer("download"),
+            peak=limits.optional_integer("peak"),
+            latency=limits.optional_integer("latency"),
+            context=limits.optional_integer("context"),
+        )
     except EdgesparseError as error:
         raise limits.wrong(str(error)) from None
 

@@ -84,7 +84,34 @@ def test_no_limit_is_unlimited():
     assert str(Budget(file="2.2MB", peak="12MB")) == "file 2.20 MB, peak 12.00 MB"
 
 
-@given(st.none() | st.integers(1, 10**12), st.none() | st.integers(1, 10**12))
-def test_json_reads_back(file, peak):
-    budget = Budget(file=file, peak=peak)
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [("5ms", 5_000_000), ("0.2s", 200_000_000), ("800 us", 800_000), ("3µs", 3000), ("7", 7)],
+)
+def test_a_duration_means_what_it_says(text, nanoseconds):
+    assert Budget.parse(f"latency={text}").latency == nanoseconds
+
+
+@pytest.mark.parametrize(
+    "text", ["latency=0ms", "latency=5MB", "context=0", "context=1.5", "context=many"]
+)
+def test_limits_without_meaning_are_refused(text):
+    with pytest.raises(UsageError):
+        Budget.parse(text)
+
+
+def test_all_limits_are_said():
+    budget = Budget.parse("file=1MB,download=900kB,peak=2MB,latency=1.5ms,context=128")
+    said = "file 1.00 MB, download 900 kB, peak 2.00 MB, latency 1.5 ms, context 128 tokens"
+    assert str(budget) == said
+    assert not Budget(latency="1ms").is_unlimited
+    assert Budget(context=5).is_unlimited
+
+
+LIMITS = st.none() | st.integers(1, 10**12)
+
+
+@given(LIMITS, LIMITS, LIMITS, LIMITS, LIMITS)
+def test_json_reads_back(file, download, peak, latency, context):
+    budget = Budget(file=file, download=download, peak=peak, latency=latency, context=context)
     assert Budget(**budget.to_json()) == budget

@@ -125,6 +125,12 @@ class ExecutorchExporter:
 
         return predict_nbytes(plan)
 
+    def measure_peak(self, path: Path) -> int | None:
+        """Return the resident bytes a program takes at its highest, above the bare runtime."""
+        from edgesparse_converters.executorch.footprint import measure_peak
+
+        return measure_peak(path)
+
     def inspect(self, path: Path) -> Mapping[str, Any]:
         """Return methods, inputs, operators, and where the bytes go."""
         from edgesparse_converters.executorch.inspection import inspect

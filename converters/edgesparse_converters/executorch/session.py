@@ -122,7 +122,7 @@ def _checked(name: str, array: NDArray[Any], value: Mapping[str, Any]) -> NDArra
     return array
 
 
-def run_child(arguments: list[str], path: Path, timeout: float) -> None:
+def run_child(arguments: list[str], path: Path, timeout: float, *, module: str = CHILD) -> None:
     """Run the child module; its end with an error, a signal or too late is a SourceError.
 
     Raises:
@@ -130,7 +130,7 @@ def run_child(arguments: list[str], path: Path, timeout: float) -> None:
         SourceError: As above, and a damaged file.
     """
     build_kernels(read_program(path))
-    command = [sys.executable, "-m", CHILD, *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     try:
         done = subprocess.run(
             command, capture_output=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL
