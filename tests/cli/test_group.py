@@ -65,7 +65,7 @@ def test_every_command_has_help_json_and_debug(words: tuple[str, ...]) -> None:
     ("arguments", "message"),
     [
         (["comprss"], "error: no command 'comprss'; did you mean 'compress'?"),
-        (["zzz"], "error: no command 'zzz'; known: plan, compress"),
+        (["zzz"], "error: no command 'zzz'; known: plan, prune, compress"),
         (["plan"], "error: Missing argument 'MODEL'"),
         (["plan", "m", "--sparsty", "0.5"], "Did you mean '--sparsity'?"),
         (["plan", "m", "--sparsity", "half"], "'half' is not a valid float"),
