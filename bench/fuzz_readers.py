@@ -259,13 +259,21 @@ def journal_reader(folder: Path, small: CompressedModel) -> tuple[bytes, Read]:
 
     def read(content: bytes) -> None:
         for path, original in parts.items():
-            path.write_bytes(content if path.name == "journal.jsonl" else original)
+            own = path.name == "journal.jsonl"
+            path.write_bytes(_with_right_checks(content) if own else original)
         opened = Journal(folder, {"job": 1})
         opened.close()
         for name in set(opened.finished) & set(small.packed):
             opened.packed(small.captured.by_name[name]).decode()
 
     return parts[folder / "journal.jsonl"], read
+
+
+def _with_right_checks(content: bytes) -> bytes:
+    """Return the lines of a journal with checksums that are right: damage should get past them."""
+    texts = [line.partition(b" ")[2] for line in content.split(b"\n")[:-1]]
+    checks = [hashlib.sha256(text).hexdigest()[:16].encode() for text in texts]
+    return b"".join(c + b" " + text + b"\n" for c, text in zip(checks, texts, strict=True))
 
 
 def plan_reader(folder: Path, small: CompressedModel) -> tuple[bytes, Read]:
