@@ -132,10 +132,19 @@ class ExecutorchExporter:
         return measure_peak(path)
 
     def inspect(self, path: Path) -> Mapping[str, Any]:
-        """Return methods, inputs, operators, and where the bytes go."""
+        """Return methods, inputs, operators, and where the bytes go.
+
+        Raises:
+            SourceError: The file is no whole ``.pte``, or its tables contradict each other.
+        """
         from edgesparse_converters.executorch.inspection import inspect
 
-        return inspect(read_program(path))
+        program = read_program(path)
+        try:
+            return inspect(program)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            kind = type(error).__name__
+            raise SourceError(f"{path}: damaged: its tables do not fit ({kind}: {error})") from None
 
     def open_language_model(self, path: Path) -> AbstractContextManager[LanguageModel]:
         """Open a program to read tokens, in a child process; see ``edgesparse.executing``."""
