@@ -122,7 +122,8 @@ def _forward(
     for expert in torch.unique(top_k_index).tolist():
         if expert < count:  # transformers sends tokens of another process to one beyond
             token, place = torch.where(top_k_index == expert)
-            part = one_expert(self, expert, hidden_states[token]) * top_k_weights[token, place, None]
+            part = one_expert(self, expert, hidden_states[token])
+            part = part * top_k_weights[token, place, None]
             result.index_add_(0, token, part.to(result.dtype))
     return result
 
