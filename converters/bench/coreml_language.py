@@ -25,6 +25,7 @@ import edgesparse as es
 from edgesparse.pattern import Pattern
 
 START, END = "<!-- language -->", "<!-- /language -->"
+PREFILL = 128
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 
 
@@ -69,7 +70,9 @@ def measure(arguments: argparse.Namespace) -> Row:
     small = compressed(arguments)
     with TemporaryDirectory() as folder:
         window = arguments.window
-        artifact = es.export(small, path=Path(folder) / "model.mlpackage", tokens=window)
+        # With state: of a fixed length, a mask of window × window would be a constant of the file.
+        path, prefill = Path(folder) / "model.mlpackage", min(window, PREFILL)
+        artifact = es.export(small, path=path, context=window, prefill=prefill)
         weights = (artifact.path / WEIGHTS).stat().st_size
         limits = {"window": window, "max_windows": arguments.max_windows}
         package = evaluate_package(artifact.path, small, text=arguments.text, **limits)
