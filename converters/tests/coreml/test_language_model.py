@@ -15,6 +15,7 @@ from edgesparse_converters.coreml.package import Package
 
 import edgesparse as es
 from edgesparse.errors import SourceError, Unsupported, UsageError
+from edgesparse.executing import score_text
 from edgesparse.exporting import EXPORTERS
 from edgesparse.runtime.modules import build_packed
 
@@ -156,6 +157,11 @@ def test_perplexity_of_the_package_is_the_packed_models(small, artifact):
     found = evaluate_package(artifact.path, small, **window)
     assert found.perplexity == pytest.approx(expected, rel=1e-3)
     assert (found.windows, found.tokens) == (6, 90)
+    typed = score_text(artifact.path, TEXT, tokenizer=MODEL, window=16, max_windows=6)
+    assert typed.perplexity == pytest.approx(found.perplexity, rel=1e-6)
+    with EXPORTERS.get("coreml").open_language_model(artifact.path) as model:
+        ends = small.captured.config["eos_token_id"]
+        assert model.end_tokens == frozenset([ends] if isinstance(ends, int) else ends or ())
     with pytest.raises(UsageError, match="tokens=17"):
         evaluate_package(artifact.path, small, text=TEXT, window=17)
 
