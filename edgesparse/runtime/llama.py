@@ -25,7 +25,7 @@ Held = list[PackedMatrix | Floats]
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _UNITS = ("gate_proj", "up_proj", "down_proj")
-_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+_FAMILIES = {"llama", "qwen3"}
 _FIXED_ROTARY = {"default", "linear", "llama3", "yarn"}
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
