@@ -109,19 +109,34 @@ def _executed(
 def _generated(
     program: Program, compressed: CompressedModel, models: Sequence[torch.nn.Module], *, seed: int
 ) -> tuple[dict[str, Arrays], str]:
-    """Return (runtime, reference, exact) of the logits of greedy generation."""
+    """Return (runtime, reference, exact) of the logits of greedy generation, twice.
+
+    Once after a prompt, and once after a single token: every row reads the cache of those before
+    it, so with 8-bit activations a rounding tie early in the prompt reaches all that follow.
+    """
     context, vocabulary = context_of(program), _integer_limit(compressed, None)
     length = max(1, min(11, context // 2))
     prompt = np.random.default_rng(seed).integers(0, vocabulary, length).tolist()
-    made, logits = generate(program.path, prompt, tokens=min(16, context - length + 1))
+    count = min(16, context - length + 1)
+    long = _continued(program, models, prompt, tokens=count)
+    short = _continued(program, models, prompt[:1], tokens=min(2, context))
+    note = f"{count} tokens after a random prompt of {length}, 2 after its first, seed {seed}"
+    runtime, reference, exact = (np.concatenate(pair) for pair in zip(long, short, strict=True))
+    return {"logits": (runtime, reference, exact)}, note
+
+
+def _continued(
+    program: Program, models: Sequence[torch.nn.Module], prompt: list[int], *, tokens: int
+) -> Arrays:
+    """Return (runtime, reference, exact) of the logits after ``prompt``, ``[tokens, V]`` each."""
+    made, logits = generate(program.path, prompt, tokens=tokens)
     sequence = torch.tensor([[*prompt, *made[:-1]]])
     with torch.no_grad():
         reference, exact = (
-            model(input_ids=sequence, use_cache=False).logits[0, length - 1 :].numpy()
+            model(input_ids=sequence, use_cache=False).logits[0, len(prompt) - 1 :].numpy()
             for model in models
         )
-    note = f"{len(made)} tokens after a random prompt of {length}, seed {seed}"
-    return {"logits": (logits, reference, exact)}, note
+    return logits, reference, exact
 
 
 def draw_inputs(
