@@ -26,10 +26,9 @@ def input_shapes(inspected: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     Raises:
         SourceError: It does not say.
     """
-    tensors = inspected.get("methods", {}).get("forward", {}).get("inputs")
-    for function in inspected.get("functions", ()):
-        if function["name"] == inspected["default_function"]:
-            tensors = function["inputs"]
+    methods = inspected.get("methods") or inspected.get("functions") or {}
+    called = methods.get(inspected.get("default_function", "forward"), {})
+    tensors = called.get("inputs")
     if not tensors:
         raise SourceError("the artifact does not say which inputs it takes; export it again")
     return {str(tensor["name"]): tuple(int(n) for n in tensor["shape"]) for tensor in tensors}

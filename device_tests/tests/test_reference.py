@@ -54,10 +54,9 @@ def test_random_inputs_have_a_seed_and_a_range(words: es.CapturedModel):
 
 def test_an_artifact_says_what_it_takes():
     executorch = {"methods": {"forward": {"inputs": [TENSOR]}}}
-    other = {"name": "other", "inputs": []}
     coreml = {
         "default_function": "main",
-        "functions": [other, {"name": "main", "inputs": [TENSOR]}],
+        "functions": {"other": {"inputs": []}, "main": {"inputs": [TENSOR]}},
     }
     assert input_shapes(executorch) == input_shapes(coreml) == {"ids": (1, 16)}
     with pytest.raises(SourceError, match="does not say"):
