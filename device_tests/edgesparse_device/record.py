@@ -42,6 +42,7 @@ class DeviceInfo:
         cpu_features: Vector features its kernels can choose by.
         emulated: Whether another processor plays it; its times then say nothing.
         tools: Versions of what ran the artifact.
+        placement: Operations of the artifact by the processor the system prefers, where it tells.
     """
 
     name: str
@@ -51,6 +52,7 @@ class DeviceInfo:
     cpu_features: tuple[str, ...] = ()
     emulated: bool = False
     tools: Mapping[str, str] = field(default_factory=dict)
+    placement: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,8 @@ def record_title(record: Record) -> Text:
     kind = f"{device.abi}, emulated" if device.emulated else device.abi
     what = ", ".join(filter(None, (kind, device.cpu)))
     file = f"{record.artifact}, {format_size(record.file_nbytes)}"
+    if device.placement:
+        file += "".join(f", {n} on the {where}" for where, n in device.placement.items())
     return Text(device.name, style="bold").append(f"  ·  {what}  ·  {file}", style="not bold")
 
 

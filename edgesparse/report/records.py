@@ -31,7 +31,8 @@ class DeviceRun:
         artifact_sha256: Of the file that ran.
         cases: How many of the cases were right.
         error: Largest relative error, and the agreement of tokens where there are any.
-        times: Load time and latency at 50, 90 and 99 %; or why there are none.
+        times: Load time and latency at 50, 90 and 99 %, or why there are none; where the system
+            tells, how many operations each processor is preferred for.
         memory: Highest resident memory.
         verdict: The record's own words.
         ok: Whether all was right and within the budget.
@@ -104,11 +105,16 @@ def _run(value: Mapping[str, Any]) -> DeviceRun:
         artifact_sha256=str(value["artifact_sha256"]),
         cases=f"{right} of {len(cases)} right",
         error=_error(cases),
-        times=_times(cases, emulated=bool(device["emulated"])),
+        times="; ".join([_times(cases, emulated=bool(device["emulated"])), *_placement(device)]),
         memory=NOTHING if peak is None else format_size(int(peak)),
         verdict=str(value["verdict"]),
         ok=bool(value["ok"]),
     )
+
+
+def _placement(device: Mapping[str, Any]) -> list[str]:
+    """Older records have none, and most devices do not tell."""
+    return [f"{count} on the {where}" for where, count in device.get("placement", {}).items()]
 
 
 def _error(cases: Sequence[Mapping[str, Any]]) -> str:

@@ -61,6 +61,12 @@ def test_an_emulated_time_is_not_shown(tmp_path: Path) -> None:
     assert run.times == "emulated: not a speed"
 
 
+def test_where_operations_run_is_told_if_the_device_does(tmp_path: Path) -> None:
+    device = replace(RECORD.device, placement={"Neural Engine": 12, "CPU": 3})
+    run = read_run(saved(replace(RECORD, device=device), tmp_path / "mac.json"))
+    assert run.times.endswith("99 %; 12 on the Neural Engine; 3 on the CPU")
+
+
 def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
     failed = CaseResult(name="000", status=Status.FAILED, error="the runner was ended by SIGSEGV")
     run = read_run(saved(replace(RECORD, cases=(failed,)), tmp_path / "host.json"))

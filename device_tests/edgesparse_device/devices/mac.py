@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,7 @@ from edgesparse.errors import DeviceError, UsageError
 from edgesparse_device.bundle import Bundle
 from edgesparse_device.device import Session
 from edgesparse_device.devices.host import HostSession
+from edgesparse_device.devices.placement import placement
 from edgesparse_device.machine import cpu, operating_system, versions
 from edgesparse_device.record import DeviceInfo
 
@@ -48,9 +50,11 @@ class MacDevice:
 
     @contextmanager
     def open(self, bundle: Bundle) -> Iterator[Session]:
-        """Give a session whose cases run in processes of their own."""
-        with TemporaryDirectory(prefix="edgesparse-mac-") as folder:
-            yield HostSession(bundle, Path(folder), self.describe(), native=True)
+        """Give a session whose cases run in processes of their own; ask for the compute plan."""
+        with TemporaryDirectory(prefix="edgesparse-mac-") as name:
+            folder, info = Path(name), self.describe()
+            info = replace(info, placement=placement(bundle.artifact_path, folder))
+            yield HostSession(bundle, folder, info, native=True)
 
 
 class MacKind:
