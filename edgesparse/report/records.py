@@ -136,4 +136,4 @@ def _times(cases: Sequence[Mapping[str, Any]], *, emulated: bool) -> str:
     slowest = max(timed, key=lambda case: float(case["latency_ms"]["p50"]))
     at = slowest["latency_ms"]
     percentiles = " / ".join(f"{float(at[p]):.3g}" for p in ("p50", "p90", "p99"))
-    return f"load {float(slowest['load_ms']):.3g} ms; {percentiles} ms at 50 / 90 / 99 %"
+    return f"load {float(slowest['load_ms']):.3g}; {percentiles} ms"

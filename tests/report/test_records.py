@@ -49,7 +49,7 @@ def test_a_record_in_one_line(tmp_path: Path) -> None:
     run = read_run(saved(RECORD, tmp_path / "host.json"))
     assert run.device == "host · x86_64 · a processor"
     assert (run.cases, run.error) == ("2 of 2 right", "2.0e-04, 97.0 % of tokens")
-    assert run.times == "load 12.5 ms; 3 / 3.5 / 4.25 ms at 50 / 90 / 99 %"
+    assert run.times == "load 12.5; 3 / 3.5 / 4.25 ms"
     assert run.memory == "9.00 MB"
     assert run.ok
 
@@ -64,7 +64,7 @@ def test_an_emulated_time_is_not_shown(tmp_path: Path) -> None:
 def test_where_operations_run_is_told_if_the_device_does(tmp_path: Path) -> None:
     device = replace(RECORD.device, placement={"Neural Engine": 12, "CPU": 3})
     run = read_run(saved(replace(RECORD, device=device), tmp_path / "mac.json"))
-    assert run.times.endswith("99 %; 12 on the Neural Engine; 3 on the CPU")
+    assert run.times.endswith("4.25 ms; 12 on the Neural Engine; 3 on the CPU")
 
 
 def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
