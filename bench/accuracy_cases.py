@@ -72,6 +72,8 @@ def case_name(pattern: str, sparsity: float, bits: int, group: int) -> str:
 
 def peer_case(case: str) -> tuple[str, str]:
     """Return (case, how) of a peer's ``sparsegpt:2:4+rtn:4:128``."""
+    if case.startswith("table:"):
+        return f"{case.removeprefix('table:')}-bit table", "k-means"
     pattern, sparsity, bits, group, how = "unstructured", 0.0, 16, 128, []
     for step in case.split("+"):
         method, _, options = step.partition(":")
