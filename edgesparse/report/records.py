@@ -6,7 +6,6 @@ of an emulator have other names in it (``emulated_…``), so they cannot get int
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from edgesparse.budget import format_size
 from edgesparse.errors import CorruptPack, SourceError
 from edgesparse.report.words import NOTHING, percent
+from edgesparse.store.digest import sha256_of_files
 from edgesparse.store.strict_json import parse_object
 
 KIND = "edgesparse device record"
@@ -79,7 +79,7 @@ def require_same_file(runs: Iterable[DeviceRun], artifacts: Sequence[Path]) -> N
     Raises:
         SourceError: It ran another file of that name.
     """
-    digests = {a.name: _digest(a) for a in artifacts if a.is_file()}
+    digests = {a.name: sha256_of_files([a]) for a in artifacts if a.is_file()}
     for run in runs:
         if digests.get(run.artifact, run.artifact_sha256) != run.artifact_sha256:
             raise SourceError(
@@ -87,11 +87,6 @@ def require_same_file(runs: Iterable[DeviceRun], artifacts: Sequence[Path]) -> N
                 f"{run.artifact_sha256[:12]}…) than the one given ({digests[run.artifact][:12]}…); "
                 "run the device again, or leave the record out"
             )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _run(value: Mapping[str, Any]) -> DeviceRun:

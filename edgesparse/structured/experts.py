@@ -8,7 +8,7 @@ tensors are those beside it that have a row for each expert.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from edgesparse.capture.experts import is_unstacked, one_expert, stacks_of
 from edgesparse.errors import UsageError
-
-Batches = Sequence[Mapping[str, Any]]
+from edgesparse.structured.observing import Batches, observe
 
 # What transformers' configurations and routers call the number of experts a token is sent to.
 TOP_K = frozenset(
@@ -83,13 +82,7 @@ def expert_importance(module: nn.Module, batches: Batches) -> dict[str, Tensor]:
         return hook
 
     hooks = [experts.register_forward_pre_hook(hook_of(path)) for path, experts in found.items()]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                module(**batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    observe(module, batches, hooks)
     return scores
 
 

@@ -9,8 +9,7 @@ taylor      (Σ g·w)² over all weights of the unit, summed over batches: the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +19,9 @@ from torch.nn import functional
 from edgesparse.errors import CalibrationError
 from edgesparse.runtime.forward import first_tensor
 from edgesparse.structured.groups import Group
+from edgesparse.structured.observing import Batches, observe
 
 METHODS = ("wanda", "taylor", "magnitude")
-Batches = Sequence[Mapping[str, Any]]
 
 
 def magnitude(module: nn.Module, group: Group) -> Tensor:
@@ -96,9 +95,7 @@ def second_moments(
         layer = module.get_submodule(reader.name.rpartition(".")[0])
         if isinstance(layer, nn.Linear):
             hooks.append(layer.register_forward_pre_hook(_adder(moments, reader.name)))
-    with torch.no_grad(), _removed_after(hooks):
-        for kwargs in batches:
-            module(**kwargs)
+    observe(module, batches, hooks)
     for name, moment in moments.items():
         if not bool(torch.isfinite(moment).all()):
             raise CalibrationError(
@@ -113,15 +110,6 @@ def _adder(moments: dict[str, Tensor], name: str) -> Any:
         moments[name] = moments.get(name, torch.zeros(())) + x.T @ x
 
     return add
-
-
-@contextmanager
-def _removed_after(hooks: Sequence[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _first_order(group: Group, products: Mapping[str, Tensor]) -> Tensor:

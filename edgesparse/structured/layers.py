@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from edgesparse.calibrate.record import find_chain, record
 from edgesparse.errors import UsageError
-
-Batches = Sequence[Mapping[str, Any]]
+from edgesparse.structured.observing import Batches, observe
 
 
 def drop_layers(module: nn.Module, batches: Batches, count: int) -> tuple[int, ...]:
@@ -84,13 +83,7 @@ def layer_influence(module: nn.Module, blocks: Sequence[str], batches: Batches) 
         module.get_submodule(path).register_forward_hook(hook_of(i), with_kwargs=True)
         for i, path in enumerate(blocks)
     ]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                module(**batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    observe(module, batches, hooks)
     return sums / counts.clamp_min(1)
 
 

@@ -5,7 +5,6 @@ Layers go first, then experts, then units of groups: what is left is judged as i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,11 +22,10 @@ from edgesparse.structured.experts import drop_experts, lower_top_k
 from edgesparse.structured.groups import Part, find_groups
 from edgesparse.structured.importance import METHODS, magnitude, second_moments, taylor, wanda
 from edgesparse.structured.layers import drop_layers
+from edgesparse.structured.observing import Batches
 from edgesparse.structured.refit import refit_readers, rescale_norms
 from edgesparse.structured.surgery import kept_channels
 from edgesparse.structured.writing import fitting_config
-
-Batches = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)

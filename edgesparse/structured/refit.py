@@ -9,17 +9,17 @@ which is the least-squares solution.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgesparse.structured.groups import Group, Part
+from edgesparse.structured.observing import Batches, observe
 from edgesparse.structured.surgery import kept_positions
 
 _DAMPING = 1e-4
-Batches = Sequence[Mapping[str, Any]]
 
 
 def refit_readers(
@@ -62,12 +62,6 @@ def rescale_norms(module: nn.Module, keep: Mapping[Group, Tensor], batches: Batc
         owner = module.get_submodule(name.rpartition(".")[0])
         if dim == 0 and name.endswith("weight") and owner.get_parameter("weight").dim() == 1:
             hooks.append(owner.register_forward_pre_hook(hook_of(name)))
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                module(**batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    observe(module, batches, hooks)
     for name, (total, count) in sums.items():
         module.get_parameter(name).data *= float((total / count).sqrt())
