@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 
 from edgesparse.budget import Budget, format_size
-from edgesparse.errors import CorruptPack, SourceError
-from edgesparse.store.strict_json import parse_object
+from edgesparse.errors import CorruptPack
+from edgesparse.report.records import FORMAT, KIND, read_document
 from edgesparse_device.folder import write_atomically
 from edgesparse_device.measure import OutputError
-
-KIND = "edgesparse device record"
-FORMAT = 1
 
 
 class Status(StrEnum):
@@ -201,16 +198,7 @@ def load_record(path: str | Path) -> Record:
         SourceError: No such file, or not a record.
         CorruptPack: Not JSON, or a field is missing or of another kind.
     """
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise SourceError(f"{path}: {error.strerror}") from None
-    value = parse_object(text, str(path))
-    if value.get("kind") != KIND or value.get("format") != FORMAT:
-        raise SourceError(
-            f"{path}: kind {value.get('kind')!r}, format {value.get('format')!r}; expected "
-            f"{KIND!r}, format {FORMAT}"
-        )
+    value = read_document(Path(path))
     try:
         return _parse(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

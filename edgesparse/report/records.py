@@ -56,6 +56,22 @@ def read_run(path: Path) -> DeviceRun:
         SourceError: No such file, or not a device record.
         CorruptPack: Not JSON, or a field is missing or of another kind.
     """
+    value = read_document(path)
+    try:
+        return _run(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptPack(
+            f"{path}: {type(error).__name__}: {error}; run the device again"
+        ) from None
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the JSON of a device record, known to be one of this format.
+
+    Raises:
+        SourceError: No such file, or not a device record.
+        CorruptPack: Not a JSON object.
+    """
     try:
         value = parse_object(path.read_bytes(), str(path))
     except OSError as error:
@@ -65,12 +81,7 @@ def read_run(path: Path) -> DeviceRun:
             f"{path}: kind {value.get('kind')!r}, format {value.get('format')!r}; expected a file "
             f"that edgesparse device run wrote ({KIND!r}, format {FORMAT})"
         )
-    try:
-        return _run(value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptPack(
-            f"{path}: {type(error).__name__}: {error}; run the device again"
-        ) from None
+    return value
 
 
 def require_same_file(runs: Iterable[DeviceRun], artifacts: Sequence[Path]) -> None:
