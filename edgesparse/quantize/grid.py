@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from edgesparse_kernels.scales import least_error as scales_of_least_error
 from torch import Tensor
 
 from edgesparse.packed import Codes
 
 # Shrinks of the scale that maps the largest weight of a group to the edge of the grid.
 SHRINKS = torch.linspace(1.0, 0.4, 31).tolist()
-_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 24}  # floats of one search step: a core's cache, 64 MB
+_AT_ONCE = 1 << 24  # floats of one step of a search on a GPU: 64 MB
 SMALLEST = 2.0**-24
 LARGEST = 2.0**15
 
@@ -104,19 +105,47 @@ class Grid:
         largest = weight.abs().amax(1)
         shrinks = torch.tensor(SHRINKS, device=weight.device)
         scales = round_scale(largest[:, None] * shrinks / (-self.lowest - 0.5), self.bits)
-        rows = rows_at_once(weight, len(SHRINKS))
-        chosen = [
-            self._best(w, s, importance)
-            for w, s in zip(torch.split(weight, rows), torch.split(scales, rows), strict=True)
-        ]
-        return torch.where(largest > 0, torch.cat(chosen), torch.ones_like(largest))
+        best = self.least_error(weight, scales, None, importance)
+        chosen = scales.gather(1, best[:, None])[:, 0]
+        return torch.where(largest > 0, chosen, torch.ones_like(largest))
 
-    def _best(self, weight: Tensor, scales: Tensor, importance: Tensor | None) -> Tensor:
-        """Return the best of several scales [N, S] for every row of one group [N, g]."""
-        weight, by_scale = weight[:, None, :], scales[:, :, None]
-        error = (self.codes(weight, by_scale).mul_(by_scale) - weight).square_()
-        cost = error.sum(2) if importance is None else error @ importance
-        return scales.gather(1, cost.argmin(1, keepdim=True))[:, 0]
+    def least_error(
+        self, weight: Tensor, scales: Tensor, zeros: Tensor | None, importance: Tensor | None
+    ) -> Tensor:
+        """Return which of the trials rounds each row of a group best, int64 [N].
+
+        Args:
+            weight: float32 [N, g].
+            scales: float32 [N, S].
+            zeros: float32 [N, S]; None for none.
+            importance: float32 [g]; None counts all alike.
+        """
+        if weight.device.type == "cpu":
+            weight, scales = weight.detach(), scales.detach()
+            found = scales_of_least_error(
+                weight.numpy(),
+                scales.numpy(),
+                None if zeros is None else zeros.detach().numpy(),
+                None if importance is None else importance.numpy(),
+                lowest=self.lowest,
+                highest=self.highest,
+                threads=torch.get_num_threads(),
+            )
+            return torch.from_numpy(found)
+        rows = max(1, _AT_ONCE // (weight.shape[1] * scales.shape[1]))
+        if zeros is None:
+            zeros = scales.new_zeros(()).expand_as(scales)
+        parts = zip(*(torch.split(whole, rows) for whole in (weight, scales, zeros)), strict=True)
+        return torch.cat([self._costs(w, s, z, importance).argmin(1) for w, s, z in parts])
+
+    def _costs(
+        self, weight: Tensor, scales: Tensor, zeros: Tensor, importance: Tensor | None
+    ) -> Tensor:
+        """Return the error of every trial [N, S] with rows of a group [N, g]."""
+        weight, scale, zero = weight[:, None, :], scales[:, :, None], zeros[:, :, None]
+        codes = (weight / scale).round_().add_(zero).clamp_(self.lowest, self.highest)
+        error = codes.sub_(zero).mul_(scale).sub_(weight).square_()
+        return error.sum(2) if importance is None else error @ importance
 
     def search(self, weight: Tensor, importance: Tensor | None = None) -> Tensor:
         """Return the steps of a whole weight, [N, G, ...]; see ``search_group``.
@@ -137,11 +166,6 @@ class Grid:
         """Return scales or zeros [N, G] repeated for each column, [N, K]."""
         wide = scales[:, :, None].expand(-1, -1, self.group_size)
         return wide.reshape(len(scales), -1)[:, :columns]
-
-
-def rows_at_once(weight: Tensor, tries: int) -> int:
-    """Return how many rows of a group [N, g] a search tries so many steps for at a time."""
-    return max(1, _AT_ONCE.get(weight.device.type, 1 << 24) // (weight.shape[1] * tries))
 
 
 def round_scale(scales: Tensor, bits: int) -> Tensor:

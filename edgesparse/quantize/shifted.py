@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edgesparse.packed import Codes
-from edgesparse.quantize.grid import LARGEST, SHRINKS, SMALLEST, Grid, rows_at_once, to_codes
+from edgesparse.quantize.grid import LARGEST, SHRINKS, SMALLEST, Grid, to_codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +73,8 @@ class ShiftedGrid(Grid):
             importance: float32 [g], not negative; None counts all alike.
         """
         tried = self._candidates(weight)
-        rows = rows_at_once(weight, tried.shape[1])
-        chosen = torch.cat(
-            [
-                self._best_steps(w, t, importance)
-                for w, t in zip(torch.split(weight, rows), torch.split(tried, rows), strict=True)
-            ]
-        )
+        best = self.least_error(weight, tried[..., 0], tried[..., 1], importance)
+        chosen = tried.gather(1, best[:, None, None].expand(-1, 1, 2))[:, 0]
         empty = (weight == 0).all(1)
         chosen[empty, 0], chosen[empty, 1] = 1.0, 0.0
         return chosen
@@ -101,12 +96,3 @@ class ShiftedGrid(Grid):
         return torch.stack(
             [torch.cat([scales, scales, scales, plain], 1), torch.cat([*zeros, plain * 0], 1)], 2
         )
-
-    def _best_steps(self, weight: Tensor, tried: Tensor, importance: Tensor | None) -> Tensor:
-        """Return the best of several steps [N, S, 2] for every row of one group [N, g]."""
-        scale, zero = tried[:, :, :1], tried[:, :, 1:]
-        weight = weight[:, None, :]
-        error = self._shifted(weight, scale, zero).sub_(zero).mul_(scale).sub_(weight).square_()
-        cost = error.sum(2) if importance is None else error @ importance
-        best = cost.argmin(1)[:, None, None].expand(-1, 1, 2)
-        return tried.gather(1, best)[:, 0]

@@ -127,6 +127,20 @@ class TestGrid:
             error = (grid.codes(weight, scale) * scale - weight).square().sum(1)
             assert (least <= error + 1e-5).all()
 
+    @pytest.mark.parametrize("bits", [2, 3, 4, 8])
+    def test_whole_arrays_find_what_the_loop_finds(self, bits: int) -> None:
+        """A GPU searches with whole arrays, a CPU with a compiled loop."""
+        generator = torch.Generator().manual_seed(bits)
+        weight, importance = torch.randn(50, 33, generator=generator), torch.rand(33)
+        scales = torch.rand(50, 31, generator=generator) + 0.01
+        zeros = torch.randint(-2, 2, (50, 31), generator=generator).float()
+        grid = Grid(bits=bits, group_size=33)
+        for counts in (importance, None):
+            cost = grid._costs(weight, scales, zeros, counts)
+            found = grid.least_error(weight, scales, zeros, counts)
+            chosen = cost.gather(1, found[:, None])[:, 0]
+            assert torch.allclose(chosen, cost.amin(1), rtol=1e-5, atol=0)
+
     @given(st.floats(min_value=1e-12, max_value=1e9), st.sampled_from([2, 3, 4, 8]))
     def test_a_scale_never_overflows_float16_with_any_code(self, scale: float, bits: int) -> None:
         rounded = round_scale(torch.tensor([scale]), bits)
