@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +23,11 @@ from edgesparse.errors import CalibrationError
 from edgesparse.journal import Journal
 from edgesparse.model import CapturedModel
 from edgesparse.packed import FORMATS, PackedTensor
-from edgesparse.pieces import put_in_place, solve_by_rows
+from edgesparse.pieces import Power, joined, put_in_place, solve_by_rows
 from edgesparse.planner import TensorPlan
+from edgesparse.shares import Share, Stacked, row_unit, share_out
+
+_CHECKED_AT_ONCE = 1 << 22  # weights: a check is not to hold more than the layers do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +103,9 @@ class LayerRun:
         for name in self.todo:
             value: Tensor = self.model.get_parameter(name)
             if value.is_meta:
-                _, value = next(self._read([name]))
-            wrong = int((~torch.isfinite(value)).sum())
+                value = self.captured.weights()[name]
+            parts = torch.split(value.reshape(-1), _CHECKED_AT_ONCE)
+            wrong = sum(int((~torch.isfinite(part)).sum()) for part in parts)
             if wrong:
                 raise CalibrationError(
                     f"{name}: {wrong} weights are NaN or infinite; the source model is damaged"
@@ -123,18 +128,21 @@ class LayerRun:
             return
         if not statistics.samples and has_inputs(self.model.get_submodule(modules[0])):
             self.unreached += names
-        owners = self._owners(names)
-        own = [name for name in names if owners[name] == self.team.rank]
-        solved = {name: self._solve_one(name, statistics) for name in own}
-        errors = {name: error for name, (_, error) in solved.items()}
-        everyones = self._exchange(owners, errors) if self.team.size > 1 else errors
+        shares = self._shares(names)
+        solved = {
+            (name, share): self._solve_rows(name, share.rows, statistics)
+            for name in names
+            for share in shares[name]
+            if share.rank == self.team.rank
+        }
+        codes, errors = self._exchange(shares, solved)
         self.settle()
-        codes = {name: codes for name, (codes, _) in solved.items()}
-        self._pending = self._thread.submit(self._keep, codes, errors)
+        own = {name: errors[name] for name in codes}
+        self._pending = self._thread.submit(self._keep, codes, own)
         if not self.packs_beside:
             self.settle()
         for name in names:
-            self._done(name, everyones[name])
+            self._done(name, errors[name])
 
     def settle(self) -> None:
         """Wait until what was solved is packed and, with a journal, durable.
@@ -162,41 +170,77 @@ class LayerRun:
             return self._packed[name]
         return self.journal.packed(self.todo[name].tensor)
 
-    def _owners(self, names: Sequence[str]) -> dict[str, int]:
-        """Return who solves what: the largest first, each to whom has least of this group to do."""
-        group, owners = [0] * self.team.size, {}
-        for name in sorted(names, key=lambda n: -self.todo[n].tensor.numel):
-            rank = min(range(self.team.size), key=lambda r: (group[r], self._load[r], r))
-            owners[name] = rank
-            group[rank] += self.todo[name].tensor.numel
-            self._load[rank] += self.todo[name].tensor.numel
-        return owners
+    def _shares(self, names: Sequence[str]) -> dict[str, tuple[Share, ...]]:
+        """Return who solves which rows of matrices with common inputs."""
+        group = {name: self._stacked(name) for name in names}
+        shares = share_out(group, self.team.size, self._load)
+        for share in itertools.chain.from_iterable(shares.values()):
+            self._load[share.rank] += share.end - share.begin
+        return shares
 
-    def _solve_one(self, name: str, statistics: Statistics) -> tuple[Codes, float]:
-        planned = self.todo[name]
+    def _stacked(self, name: str) -> Stacked:
+        planned, parameter = self.todo[name], self.model.get_parameter(name).data
         assert planned.rule is not None
         assert planned.spec is not None
-        parameter, shape = self.model.get_parameter(name), planned.tensor.shape
+        weight = as_matrix(parameter)
+        unit = row_unit(planned.rule, planned.spec, weight.shape[1])
+        is_in_place = weight.data_ptr() == parameter.data_ptr()
+        return Stacked(rows=weight.shape[0], unit=unit if is_in_place else None)
+
+    def _solve_rows(self, name: str, rows: slice, statistics: Statistics) -> tuple[Codes, Power]:
+        """Solve some rows of a tensor and put them in place."""
+        planned, parameter = self.todo[name], self.model.get_parameter(name)
+        assert planned.rule is not None
+        assert planned.spec is not None
         weight = as_matrix(parameter.data)
-        codes = solve_by_rows(name, weight, statistics, planned.rule, planned.spec)
-        error = put_in_place(codes, weight, statistics)
+        codes = solve_by_rows(name, weight[rows], statistics, planned.rule, planned.spec)
+        power = put_in_place(codes, weight[rows], statistics)
         if weight.data_ptr() != parameter.data_ptr():  # its storage was not in this order
-            parameter.data.copy_(weight.reshape(shape))
+            parameter.data.copy_(weight.reshape(parameter.shape))
+        return codes, power
+
+    def _exchange(
+        self,
+        shares: Mapping[str, tuple[Share, ...]],
+        solved: Mapping[tuple[str, Share], tuple[Codes, Power]],
+    ) -> tuple[dict[str, Codes], dict[str, float]]:
+        """Give every process all new weights and errors, and the codes of a tensor to one of them.
+
+        Returns:
+            The codes that this process is to pack, and the errors of all.
+        """
+        for name, every in shares.items():
+            for share in every:
+                self.team.copy_from(share.rank, self.model.get_parameter(name).data[share.rows])
+        owners = {n: max(every, key=lambda s: s.end - s.begin).rank for n, every in shares.items()}
+        sent = {
+            place: codes
+            for place, (codes, _) in solved.items()
+            if owners[place[0]] != self.team.rank
+        }
+        powers, parts = dict.fromkeys(shares, Power()), {p: c for p, (c, _) in solved.items()}
+        for theirs, others in self.team.gather(({p: e for p, (_, e) in solved.items()}, sent)):
+            parts |= others
+            for (name, _), power in theirs.items():
+                powers[name] += power
+        codes = {
+            name: self._whole(name, [parts[name, share] for share in shares[name]])
+            for name, owner in owners.items()
+            if owner == self.team.rank
+        }
+        return codes, {name: power.relative for name, power in powers.items()}
+
+    def _whole(self, name: str, parts: Sequence[Codes]) -> Codes:
+        """Return a tensor's codes in its own shape, from those of its rows."""
+        planned, codes = self.todo[name], joined(parts)
+        assert planned.spec is not None
+        shape = planned.tensor.shape
         if codes.shape != shape:
             codes = replace(
                 codes, values=codes.values.reshape(shape), keep_mask=codes.keep_mask.reshape(shape)
             )
         codes, self.dropped[name] = without_zeros(codes, planned.spec)
-        return codes, error
-
-    def _exchange(self, owners: Mapping[str, int], errors: Mapping[str, float]) -> dict[str, float]:
-        """Give every process the new weights and errors of the others."""
-        for name, owner in owners.items():
-            self.team.copy_from(owner, self.model.get_parameter(name).data)
-        everyones: dict[str, float] = {}
-        for found in self.team.gather(errors):
-            everyones |= found
-        return everyones
+        return codes
 
     def _keep(
         self, codes: Mapping[str, Codes], errors: Mapping[str, float]

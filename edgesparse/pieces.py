@@ -5,8 +5,8 @@ What comes out is the same to the bit; a matrix of a vocabulary no longer takes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,15 +26,41 @@ _ROW_BY_ROW = frozenset({"rtn"})  # quantizers to which every row is alone
 _BY_ROW = ("values", "scales", "keep_mask", "zeros")
 
 
+@dataclass(frozen=True)
+class Power:
+    """Sums over rows of a weight: ``|X(W' - W)ᵀ|²`` and ``|XWᵀ|²``."""
+
+    error: float = 0.0
+    output: float = 0.0
+
+    def __add__(self, other: Power) -> Power:
+        """Return the sums over the rows of both."""
+        return Power(self.error + other.error, self.output + other.output)
+
+    @property
+    def relative(self) -> float:
+        """The relative output error, 0 for a weight whose outputs are all zero."""
+        return self.error / self.output if self.output > 0 else 0.0
+
+
 def solve_by_rows(
     name: str, weight: Tensor, statistics: Statistics, rule: Rule, spec: FormatSpec
 ) -> Codes:
     """Return what ``solve_tensor`` returns; see there."""
     if not _are_rows_independent(rule, spec) or weight.numel() <= AT_ONCE:
         return solve_tensor(name, weight, statistics, rule, spec)
-    parts = [
-        solve_tensor(name, weight[rows], statistics, rule, spec) for rows in _pieces(*weight.shape)
-    ]
+    return joined(
+        [
+            solve_tensor(name, weight[rows], statistics, rule, spec)
+            for rows in _pieces(*weight.shape)
+        ]
+    )
+
+
+def joined(parts: Sequence[Codes]) -> Codes:
+    """Return the codes of one weight from those of its rows, [N, K] in order."""
+    if len(parts) == 1:
+        return parts[0]
     whole: dict[str, Any] = {}
     for field in fields(Codes):
         values = [getattr(part, field.name) for part in parts]
@@ -43,8 +69,8 @@ def solve_by_rows(
     return replace(parts[0], **whole)
 
 
-def put_in_place(codes: Codes, weight: Tensor, statistics: Statistics) -> float:
-    """Overwrite ``weight``, float32 [N, K], by the decoded values; return the output error.
+def put_in_place(codes: Codes, weight: Tensor, statistics: Statistics) -> Power:
+    """Overwrite ``weight``, float32 [N, K], by the decoded values; return what was measured.
 
     The error of a matrix that is large in this sense is that of some rows, evenly spread: measuring
     all of them would take longer than solving them.
@@ -56,7 +82,7 @@ def put_in_place(codes: Codes, weight: Tensor, statistics: Statistics) -> float:
         before += statistics.output_power(weight[some])
         after += statistics.output_power(decoded[::step] - weight[some])
         weight[rows] = decoded
-    return after / before if before > 0 else 0.0
+    return Power(after, before)
 
 
 def _decoded(codes: Codes, rows: slice, device: torch.device) -> Tensor:
