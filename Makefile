@@ -41,8 +41,16 @@ lock: $(TOOLS)/installed ## write requirements.lock, with hashes, from what .ven
 	@{ sed -n '/^#/p' requirements.lock; grep '^torch==' build/frozen.txt; cat build/others.lock; } > build/whole.lock
 	@mv build/whole.lock requirements.lock
 
-audit: venv $(TOOLS)/installed ## look up known vulnerabilities of every package of .venv
+# make audit ADVISORIES=DIR asks a checkout of github.com/pypa/advisory-database, without a network.
+ADVISORIES ?=
+
+ifdef ADVISORIES
+audit: venv ## look up known vulnerabilities of every package of .venv
+	$(BIN)/python bench/advisories.py $(ADVISORIES)
+else
+audit: venv $(TOOLS)/installed
 	$(TOOLS)/bin/pip-audit --strict --progress-spinner off --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+endif
 
 sbom: venv $(TOOLS)/installed ## write dist/: bill of materials (CycloneDX) and licences of every package
 	@mkdir -p dist
