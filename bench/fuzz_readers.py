@@ -221,6 +221,7 @@ def readers(directory: Path) -> dict[str, tuple[bytes, Read]]:
         "safetensors": (weights, lambda content: _tensors(_at(directory / "f", content))),
         "manifest": (manifest, read_manifest),
         "pack": (weights, lambda content: _pack(pack, manifest, content, small.captured)),
+        "deflated": deflated_reader(directory / "deflated", small),
         "config": ((model / "config.json").read_bytes(), lambda c: _model(model, "config.json", c)),
         "model": (
             (model / "model.safetensors").read_bytes(),
@@ -237,6 +238,15 @@ def readers(directory: Path) -> dict[str, tuple[bytes, Read]]:
         "plan": plan_reader(directory / "asked", small),
         "pte": pte_reader(directory / "net.pte", small),
     }
+
+
+def deflated_reader(path: Path, small: CompressedModel) -> tuple[bytes, Read]:
+    """Return the weights of a pack of deflate streams and what reads their mutations."""
+    pack = save(small, path, deflated=True)
+    manifest = (pack / "edgesparse.json").read_bytes()
+    assert b'"deflated"' in manifest
+    weights = (pack / "weights.safetensors").read_bytes()
+    return weights, lambda content: _pack(pack, manifest, content, small.captured)
 
 
 def small_tokenizer() -> bytes:

@@ -208,14 +208,14 @@ class CompressedModel:
         removed = sum((~packed.codes.keep_mask).sum() for packed in self.packed.values())
         return float(removed) / total if total else 0.0
 
-    def save(self, path: str | Path, *, force: bool = False) -> Path:
+    def save(self, path: str | Path, *, force: bool = False, deflated: bool = False) -> Path:
         """Write the model as a directory: manifest, weights, the source's own small files.
 
         See ``edgesparse.store.save``.
         """
         from edgesparse.store import save
 
-        return save(self, Path(path), force=force)
+        return save(self, Path(path), force=force, deflated=deflated)
 
     @classmethod
     def load(

@@ -76,6 +76,10 @@ directory_option = click.option(
     metavar="DIR",
     help="Directory to write.",
 )
+deflate_option = click.option(
+    "--deflate", is_flag=True,
+    help="Entropy-code the saved masks and codes: smaller to send, expanded at every load.",
+)  # fmt: skip
 force_option = click.option("--force", is_flag=True, help="Replace what is at the output path.")
 budget_option = click.option(
     "--budget", type=BudgetType(), metavar="SIZE",

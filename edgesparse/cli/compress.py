@@ -14,6 +14,7 @@ from edgesparse.cli._console import remark, show, show_json
 from edgesparse.cli._options import (
     budget_option,
     common,
+    deflate_option,
     directory_option,
     force_option,
     recipe_from,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 @click.option("--memory-limit", "limit", metavar="SIZE", help="Memory this process may hold: 3GB.")
 @click.option("--resume", is_flag=True, help="Go on with the finished layers of an earlier run.")
 @click.option("--no-compare", is_flag=True, help="Measure nothing, nor the equal-byte alternative.")
+@deflate_option
 @force_option
 @common
 def compress(
@@ -75,6 +77,7 @@ def compress(
     limit: str | None,
     resume: bool,
     no_compare: bool,
+    deflate: bool,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -115,14 +118,15 @@ def compress(
         )  # fmt: skip
         if not team.leads:
             return
-        compressed.save(output, force=force)
+        compressed.save(output, force=force, deflated=deflate)
         at.is_saved = True
     if as_json:
         show_json(_job.summary(compressed, comparison, output))
         return
     if comparison is not None:
         _job.show_comparison(comparison)
-    show(saved_line(output, plan.nbytes, time.monotonic() - started))
+    predicted = plan.download_nbytes if deflate else plan.nbytes
+    show(saved_line(output, predicted or plan.nbytes, time.monotonic() - started))
     _job.show_hints(comparison, output)
 
 

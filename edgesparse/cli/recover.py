@@ -10,7 +10,13 @@ import click
 
 from edgesparse.cli._console import command_line, remark, show, show_json, verbosity, working
 from edgesparse.cli._models import open_compressed
-from edgesparse.cli._options import common, directory_option, force_option, source_option
+from edgesparse.cli._options import (
+    common,
+    deflate_option,
+    directory_option,
+    force_option,
+    source_option,
+)
 from edgesparse.cli.compress import check_free, saved_line
 from edgesparse.errors import UsageError
 
@@ -66,6 +72,7 @@ from edgesparse.errors import UsageError
 @click.option("--seed", default=0, show_default=True, help="Decides the windows.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @source_option
+@deflate_option
 @force_option
 @common
 def recover(
@@ -86,6 +93,7 @@ def recover(
     seed: int,
     device: str,
     source: str | None,
+    deflate: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -117,9 +125,11 @@ def recover(
     # What compress measured is no longer true of these values.
     kept = {k: v for k, v in recovered.metadata.items() if k != "evaluation"}
     recovered = replace(recovered, metadata={**kept, "command": command_line()})
-    recovered.save(output, force=force)
+    recovered.save(output, force=force, deflated=deflate)
     if as_json:
         show_json({"path": str(output), "nbytes": recovered.nbytes})
     else:
-        show(saved_line(output, recovered.plan.nbytes, time.monotonic() - started))
+        predicted = recovered.plan.download_nbytes if deflate else recovered.plan.nbytes
+        elapsed = time.monotonic() - started
+        show(saved_line(output, predicted or recovered.plan.nbytes, elapsed))
         show(f"measure it with: edgesparse evaluate {output} --text …")

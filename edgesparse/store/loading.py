@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgesparse.errors import CorruptPack, FormatError, SourceError, UnknownName
 from edgesparse.model import CapturedModel, CompressedModel, TensorInfo
 from edgesparse.packed import FORMATS, PackedTensor
+from edgesparse.store.deflating import inflate
 from edgesparse.store.layout import buffer_name
 from edgesparse.store.manifest import (
     MANIFEST,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def load(path: Path, *, source: str | Path | CapturedModel | None = None) -> CompressedModel:
-    """Read what ``save`` wrote; packed buffers and kept tensors stay memory-mapped.
+    """Read what ``save`` wrote; what is not deflated stays memory-mapped.
 
     Args:
         path: The directory.
@@ -158,6 +160,8 @@ def _kept(tensor: TensorInfo, weights: TensorFile) -> torch.Tensor:
 def read_packed(tensor: TensorInfo, record: PackedRecord, weights: TensorFile) -> PackedTensor:
     """Return a packed tensor over the mapped bytes of ``weights``, checked by its format.
 
+    Deflated buffers are expanded into memory.
+
     Raises:
         FormatError: A format that is not installed, or of a newer version.
         CorruptPack: The buffers contradict the record, the shape or each other.
@@ -168,11 +172,24 @@ def read_packed(tensor: TensorInfo, record: PackedRecord, weights: TensorFile) -
         if name not in weights.entries or weights.entries[name].dtype == "bfloat16":
             raise CorruptPack(f"{weights.path}: buffer {name!r} is missing or of the wrong type")
         buffers[buffer] = weights.array(name)
-    packed = PackedTensor(spec=record.spec, shape=tensor.shape, buffers=buffers)
     try:
+        for buffer, stream in record.deflated.items():
+            buffers[buffer] = inflate(_stream_of(buffers[buffer]), stream)
+        packed = PackedTensor(spec=record.spec, shape=tensor.shape, buffers=buffers)
         FORMATS.get(record.spec.name).check(packed)
     except UnknownName as error:
         raise FormatError(f"{tensor.name}: {error}") from None
     except FormatError as error:
         raise type(error)(f"{tensor.name}: {error}") from None
     return packed
+
+
+def _stream_of(stored: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Return the bytes of a stored stream.
+
+    Raises:
+        CorruptPack: They are stored as something else.
+    """
+    if stored.dtype != np.uint8 or stored.ndim != 1:
+        raise CorruptPack(f"a deflate stream stored as {stored.dtype} {stored.shape}; damaged")
+    return stored.view(np.uint8)

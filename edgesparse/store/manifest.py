@@ -4,7 +4,8 @@ format_version   of this layout; a reader refuses a newer one
 readable_by      oldest version of this package that reads it
 source           kind, location, sha256
 files            size and SHA-256 of every other file of the directory
-tensors          what each is, and how it is stored: ``packed`` (spec and buffer names) or kept
+tensors          what each is, and how it is stored: ``packed`` (spec, buffer names, and what those
+                 expand to that are ``deflated``: type and bytes) or kept
 plan, metadata   as the values of the same names
 tools            versions that wrote it
 """
@@ -14,20 +15,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgesparse.errors import CorruptPack, FormatError
 from edgesparse.model import DTYPE_NBYTES, CompressedModel, TensorInfo, TensorKind
 from edgesparse.packed import FormatSpec, PackedTensor
 from edgesparse.planner.types import Plan
+from edgesparse.store.deflating import Deflated
 from edgesparse.store.fields import Fields
+from edgesparse.store.layout import CODE_OF_DTYPE
 from edgesparse.store.plan_json import plan_from_json, spec_from_json
 from edgesparse.store.strict_json import parse_object
 
 MANIFEST = "edgesparse.json"
 WEIGHTS = "weights.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 where no buffer is deflated, which is all that 2 adds
 READABLE_BY = "0.1.0"
 MAX_MANIFEST_NBYTES = 1 << 26
 
@@ -42,10 +45,11 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRecord:
-    """How one tensor is packed: the layout and the names of its buffers."""
+    """How one tensor is packed: the layout, the names of its buffers, and which are deflated."""
 
     spec: FormatSpec
     buffers: tuple[str, ...]
+    deflated: Mapping[str, Deflated] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +79,15 @@ class Manifest:
     metadata: Mapping[str, Any]
 
 
+DeflatedBuffers = Mapping[str, Mapping[str, Deflated]]
+"""By tensor, and by buffer of it: what is stored as a stream."""
+
+
 def write_manifest(
-    compressed: CompressedModel, files: Mapping[str, FileRecord], tools: Mapping[str, str]
+    compressed: CompressedModel,
+    files: Mapping[str, FileRecord],
+    tools: Mapping[str, str],
+    deflated: DeflatedBuffers,
 ) -> bytes:
     """Return the text of the manifest.
 
@@ -85,14 +96,16 @@ def write_manifest(
     """
     source = compressed.captured.source
     manifest = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if deflated else 1,
         "readable_by": READABLE_BY,
         "source": {"kind": source.kind, "location": source.location, "sha256": source.sha256},
         "files": {
             name: {"nbytes": record.nbytes, "sha256": record.sha256}
             for name, record in files.items()
         },
-        "tensors": [_tensor_to_json(tensor, compressed) for tensor in compressed.captured.tensors],
+        "tensors": [
+            _tensor_to_json(tensor, compressed, deflated) for tensor in compressed.captured.tensors
+        ],
         "plan": compressed.plan.to_json(),
         "metadata": dict(compressed.metadata),
         "tools": dict(tools),
@@ -133,8 +146,10 @@ def read_manifest(text: bytes) -> Manifest:
     )
 
 
-def _tensor_to_json(tensor: TensorInfo, compressed: CompressedModel) -> dict[str, Any]:
-    packed = compressed.packed.get(tensor.name)
+def _tensor_to_json(
+    tensor: TensorInfo, compressed: CompressedModel, deflated: DeflatedBuffers
+) -> dict[str, Any]:
+    packed, streams = compressed.packed.get(tensor.name), deflated.get(tensor.name, {})
     error = compressed.errors.get(tensor.name, math.nan)
     return {
         "name": tensor.name,
@@ -144,13 +159,16 @@ def _tensor_to_json(tensor: TensorInfo, compressed: CompressedModel) -> dict[str
         "dtype": tensor.dtype,
         "compressible": tensor.compressible,
         "reason": tensor.reason,
-        "packed": None if packed is None else _packed_to_json(packed),
+        "packed": None if packed is None else _packed_to_json(packed, streams),
         "error": error if math.isfinite(error) else None,
     }
 
 
-def _packed_to_json(packed: PackedTensor) -> dict[str, Any]:
-    return {"spec": packed.spec.to_json(), "buffers": list(packed.buffers)}
+def _packed_to_json(packed: PackedTensor, streams: Mapping[str, Deflated]) -> dict[str, Any]:
+    data: dict[str, Any] = {"spec": packed.spec.to_json(), "buffers": list(packed.buffers)}
+    if streams:
+        data["deflated"] = {buffer: asdict(stream) for buffer, stream in streams.items()}
+    return data
 
 
 def _read_tensors(
@@ -168,11 +186,23 @@ def _read_tensors(
         if (record := entry.optional_object("packed")) is not None:
             if not tensor.shape or not tensor.numel:
                 raise entry.wrong(f"{tensor.name!r} of shape {tensor.shape} cannot be packed")
-            spec = spec_from_json(record.object("spec"))
-            packed[tensor.name] = PackedRecord(spec=spec, buffers=record.texts("buffers"))
+            packed[tensor.name] = _read_packed(record)
         if (error := entry.optional_number("error")) is not None:
             errors[tensor.name] = error
     return tuple(tensors), packed, errors
+
+
+def _read_packed(record: Fields) -> PackedRecord:
+    buffers, streams = record.texts("buffers"), record.optional_object("deflated")
+    deflated = {}
+    for buffer, stream in () if streams is None else streams.items():
+        dtype, nbytes = stream.text("dtype"), stream.integer("nbytes")
+        if buffer not in buffers or dtype not in CODE_OF_DTYPE or dtype == "bfloat16":
+            raise stream.wrong(f"no buffer {buffer[:40]!r}, or none of dtype {dtype[:40]!r}")
+        deflated[buffer] = Deflated(dtype, nbytes)
+    return PackedRecord(
+        spec=spec_from_json(record.object("spec")), buffers=buffers, deflated=deflated
+    )
 
 
 def _read_tensor(entry: Fields) -> TensorInfo:

@@ -13,6 +13,7 @@ import edgesparse
 from edgesparse.errors import FormatError, SourceError
 from edgesparse.model import CapturedModel, CompressedModel, TensorInfo
 from edgesparse.store.atomic import flush_directory, new_directory
+from edgesparse.store.deflating import Deflated, deflate
 from edgesparse.store.layout import buffer_name, safetensors_nbytes
 from edgesparse.store.manifest import MANIFEST, WEIGHTS, FileRecord, write_manifest
 from edgesparse.store.space import require_space
@@ -27,13 +28,17 @@ _TOOLS = ("torch", "numpy", "transformers")
 _SLACK_NBYTES = 1 << 16  # the directory itself and the manifest's last digits
 
 
-def save(compressed: CompressedModel, path: Path, *, force: bool = False) -> Path:
+def save(
+    compressed: CompressedModel, path: Path, *, force: bool = False, deflated: bool = False
+) -> Path:
     """Write ``compressed`` as the directory ``path``, whole or not at all.
 
     Args:
         compressed: The model.
         path: The directory; its parents are made.
         force: Replace a compressed model that is there already.
+        deflated: Entropy-code masks, codes and scales where that saves bytes: smaller to keep and
+            to send, and expanded into memory when it is loaded, not mapped.
 
     Raises:
         OutputExists: Something is there, and ``force`` is not set or it is no compressed model.
@@ -41,6 +46,7 @@ def save(compressed: CompressedModel, path: Path, *, force: bool = False) -> Pat
         SourceError: A small file of the source cannot be read any more.
     """
     tensors = _tensors(compressed)
+    streams = _deflate(compressed, tensors) if deflated else {}
     small_files = _small_files(compressed.captured)
     with new_directory(path, force=force, replaceable=is_compressed_model) as directory:
         require_space(directory.parent, _nbytes(tensors, small_files))
@@ -49,7 +55,7 @@ def save(compressed: CompressedModel, path: Path, *, force: bool = False) -> Pat
             files[name] = FileRecord(len(text), write_bytes(directory / name, text))
         digest = write_tensor_file(directory / WEIGHTS, tensors)
         files[WEIGHTS] = FileRecord((directory / WEIGHTS).stat().st_size, digest)
-        write_bytes(directory / MANIFEST, write_manifest(compressed, files, _tools()))
+        write_bytes(directory / MANIFEST, write_manifest(compressed, files, _tools(), streams))
         flush_directory(directory)
     return path
 
@@ -77,6 +83,19 @@ def _tensors(compressed: CompressedModel) -> dict[str, Storable]:
             raise FormatError(f"two tensors would be stored as {clash[0]!r}; rename one")
         tensors.update(stored)
     return tensors
+
+
+def _deflate(
+    compressed: CompressedModel, tensors: dict[str, Storable]
+) -> dict[str, dict[str, Deflated]]:
+    """Replace packed buffers of ``tensors`` by smaller streams; return what those expand to."""
+    found: dict[str, dict[str, Deflated]] = {}
+    for name, packed in compressed.packed.items():
+        for buffer, array in packed.buffers.items():
+            if (stream := deflate(array)) is not None:
+                tensors[buffer_name(name, buffer)] = stream
+                found.setdefault(name, {})[buffer] = Deflated(str(array.dtype), array.nbytes)
+    return found
 
 
 def _checked(tensor: TensorInfo, kept: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench" / "fuzz_readers.py"
-COUNTS = {"safetensors": 500, "manifest": 300, "pack": 200, "config": 40, "model": 40, "bin": 100,
-          "pt2": 40,
+COUNTS = {"safetensors": 500, "manifest": 300, "pack": 200, "deflated": 200, "config": 40,
+          "model": 40, "bin": 100, "pt2": 40,
           "recipe": 300, "tokenizer": 100, "journal": 60, "plan": 100, "pte": 15}  # fmt: skip
 
 
