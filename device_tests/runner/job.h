@@ -44,6 +44,7 @@ struct Job {
   std::string out;  // folder for output-0.bin, output-1.bin, …, result.json
   int warmup = 1;
   int runs = 5;
+  int generate = 0;  // tokens to continue the one input, a prompt, by; 0 runs "forward" on the inputs
   int limit = 0;  // seconds after which SIGALRM ends the process; 0 is no limit
   std::vector<std::string> libraries;
   std::vector<Input> inputs;
@@ -134,6 +135,8 @@ inline Job parse_job(int argc, char** argv) {
       job.warmup = parse_count(option, take(option));
     } else if (option == "--runs") {
       job.runs = parse_count(option, take(option));
+    } else if (option == "--generate") {
+      job.generate = parse_count(option, take(option));
     } else if (option == "--limit") {
       job.limit = parse_count(option, take(option));
     } else if (option == "--library") {
@@ -146,6 +149,10 @@ inline Job parse_job(int argc, char** argv) {
     }
   }
   if (job.model.empty() || job.out.empty()) throw Failure(kUsage, "--model and --out are needed");
+  if (job.generate > 0 && (job.inputs.size() != 1 || job.inputs[0].bytes.empty() ||
+                           job.inputs[0].type != executorch::aten::ScalarType::Long)) {
+    throw Failure(kUsage, "--generate: expected one input, the int64 tokens of a prompt");
+  }
   if (job.runs < 1) throw Failure(kUsage, "--runs: expected at least 1");
   return job;
 }

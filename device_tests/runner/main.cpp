@@ -2,16 +2,20 @@
 //
 //   edgesparse-run --model m.pte --out DIR [--warmup N] [--runs N] [--limit SECONDS]
 //                  [--library op.so]... [--input DTYPE SHAPE FILE]...
+//                  [--generate TOKENS]
 //
 //   edgesparse-run --about
 //
 // Inputs are raw little-endian arrays in the order of the method "forward". DIR gets output-0.bin,
 // output-1.bin, … from the first run, and at the very end result.json: its presence is the proof
 // that the run was whole. Errors go to stderr, the exit code says which step failed (job.h).
+// With --generate the one input is the prompt of a language model with a cache; output-0.bin is
+// then the likeliest continuation, through the methods "prefill" and "forward".
 // --about prints what the processor is, as this process sees it.
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <cstdio>
 #include <dlfcn.h>
 #include <unistd.h>
@@ -91,10 +95,51 @@ std::vector<Output> write_outputs(const std::vector<EValue>& values, const std::
   return outputs;
 }
 
-std::vector<EValue> execute(Module& module, const std::vector<EValue>& inputs) {
-  auto values = module.execute("forward", inputs);
+std::vector<EValue> execute(Module& module, const std::vector<EValue>& inputs,
+                            const char* method = "forward") {
+  auto values = module.execute(method, inputs);
   require(values.error(), kExecute, "execute");
   return std::move(values.get());
+}
+
+// Reads tokens[0..count) of a call that begins at `position`; returns the likeliest next one.
+int64_t read_tokens(Module& module, const char* method, std::vector<int64_t> tokens, size_t count,
+                    int64_t position) {
+  using executorch::extension::from_blob;
+  const auto width = static_cast<executorch::aten::SizesType>(tokens.size());
+  const auto ids = from_blob(tokens.data(), {1, width}, executorch::aten::ScalarType::Long);
+  const auto place = from_blob(&position, {1}, executorch::aten::ScalarType::Long);
+  const auto values = execute(module, {ids, place}, method);
+  const auto& logits = values.at(0).toTensor();
+  const auto vocabulary = logits.size(logits.dim() - 1);
+  const float* row = logits.const_data_ptr<float>() + (count - 1) * vocabulary;
+  return std::max_element(row, row + vocabulary) - row;
+}
+
+std::vector<int64_t> generate(Module& module, const Input& prompt, int tokens) {
+  const auto meta = module.method_meta("prefill");
+  require(meta.error(), kMethod, "method_meta prefill");
+  const auto first = meta->input_tensor_meta(0);
+  require(first.error(), kMethod, "input_tensor_meta prefill");
+  const size_t width = static_cast<size_t>(first->sizes()[1]);
+  std::vector<int64_t> text(prompt.bytes.size() / sizeof(int64_t));
+  std::memcpy(text.data(), prompt.bytes.data(), prompt.bytes.size());
+
+  std::vector<int64_t> made;
+  size_t position = 0;
+  int64_t next = 0;
+  while (position < text.size()) {
+    const size_t count = std::min(width, text.size() - position);
+    std::vector<int64_t> part(width, 0);  // what fills it up is overwritten before it is seen
+    std::copy_n(text.begin() + position, count, part.begin());
+    next = read_tokens(module, "prefill", part, count, static_cast<int64_t>(position));
+    position += count;
+  }
+  while (made.size() < static_cast<size_t>(tokens)) {
+    made.push_back(next);
+    next = read_tokens(module, "forward", {next}, 1, static_cast<int64_t>(position++));
+  }
+  return made;
 }
 
 Result run(Job& job) {
@@ -105,10 +150,19 @@ Result run(Job& job) {
   reset_peak();
 
   const auto loading = Clock::now();
-  Module module(job.model, Module::LoadMode::Mmap);
+  // The methods of a language model share their cache only with shared arenas.
+  Module module(job.model, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, job.generate > 0);
   require(module.load(Program::Verification::InternalConsistency), kProgram, "load");
   require(module.load_method("forward"), kMethod, "load_method forward");
   result.load_ms = milliseconds_since(loading);
+
+  if (job.generate > 0) {
+    const auto made = generate(module, job.inputs[0], job.generate);
+    write_file(job.out + "/output-0.bin", made.data(), made.size() * sizeof(made[0]));
+    result.outputs = {{"int64", {static_cast<executorch::aten::SizesType>(made.size())}}};
+    result.peak_kib = status_kib("VmHWM:");
+    return result;
+  }
 
   const auto meta = module.method_meta("forward");
   require(meta.error(), kMethod, "method_meta forward");

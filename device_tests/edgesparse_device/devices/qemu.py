@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import numpy as np
+from edgesparse_converters.executorch.program import read_program
+from numpy.typing import NDArray
 
 from edgesparse.errors import DeviceError, UsageError
 from edgesparse_device.bundle import Bundle
@@ -24,6 +28,7 @@ from edgesparse_device.outcome import require_fine
 from edgesparse_device.process import run_process
 from edgesparse_device.record import DeviceInfo
 from edgesparse_device.runner import RESULT, local_arguments, needs_operators, read_result
+from edgesparse_device.tensors import write_raw
 
 ARCH = "aarch64"
 _GRACE = 15.0
@@ -73,6 +78,36 @@ class QemuDevice:
         )
         with TemporaryDirectory(prefix="edgesparse-qemu-") as folder:
             yield QemuSession(bundle, kit, command, Path(folder), info)
+
+    def generate(
+        self, program: Path, prompt: Sequence[int], *, tokens: int, limit: float = 600.0
+    ) -> NDArray[np.int64]:
+        """Continue ``prompt`` with the likeliest tokens, all in one process with one cache.
+
+        Args:
+            program: A ``.pte`` exported with ``context``.
+            prompt: Token ids, at least one.
+            tokens: How many to make.
+            limit: Seconds after which it is stopped.
+
+        Raises:
+            DeviceError: It cannot be used, or the program fails.
+        """
+        operators = read_program(program).operators
+        kit = kit_for(ARCH, operators=any(name.startswith("edgesparse::") for name in operators))
+        with TemporaryDirectory(prefix="edgesparse-qemu-") as folder:
+            text, out = Path(folder) / "prompt.bin", Path(folder) / "out"
+            out.mkdir()
+            write_raw(text, np.array(prompt, np.int64))
+            arguments = ["--model", str(program.resolve()), "--out", str(out)]
+            arguments += ["--limit", str(max(1, round(limit))), "--generate", str(tokens)]
+            arguments += ["--input", "int64", str(len(prompt)), str(text)]
+            finished = run_process(
+                [str(self._emulator()), "-cpu", self._cpu, *kit.command(str(kit.path), arguments)],
+                timeout=limit + _GRACE,
+            )
+            require_fine(finished, limit=limit, output_is_whole=(out / RESULT).exists())
+            return read_result(out).outputs[0]
 
     @staticmethod
     def _emulator() -> Path:
