@@ -21,6 +21,7 @@ import edgesparse
 from edgesparse.batchnorm import find_pairs, fold
 from edgesparse.calibrate import Resources, Statistic, calibrate, calibration_batches
 from edgesparse.calibrate.record import disable_cache
+from edgesparse.calibrate.replay import Room
 from edgesparse.calibrate.team import Team
 from edgesparse.calibrate.visit import module_of
 from edgesparse.calibrate.windows import Batch, digest
@@ -113,6 +114,7 @@ def compress(
                 residence=run.residence(streamed=memory_limit is not None),
                 activations=room.activations(journal),
                 team=team,
+                room=Room.on(where) if memory_limit is None else Room(),
                 is_finished=run.is_finished,
             )
             calibrate(model, batches, needs, run.solve, resources=resources)

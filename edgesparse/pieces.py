@@ -106,7 +106,7 @@ def _measured_step(rows: int, columns: int) -> int:
 
 def _are_rows_independent(rule: Rule, spec: FormatSpec) -> bool:
     rounds = spec.bits < 16 and spec.scheme != TABLE and rule.quantizer in _ROW_BY_ROW
-    return rounds and rule.pattern.is_dense
+    return rounds and rule.pattern.is_dense and not rule.one_scale
 
 
 def _decodable(codes: Codes, shape: torch.Size) -> Iterator[slice]:

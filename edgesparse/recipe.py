@@ -18,6 +18,8 @@ from edgesparse.pattern import DENSE, Pattern
 ADJUSTABLE = frozenset({"bits", "group_size", "sparsity"})
 PER_ROW = "channel"
 """A recipe file's word for ``group_size = 0``."""
+PER_TENSOR = "tensor"
+"""A recipe file's word for ``group_size = 0`` and ``one_scale``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class Rule:
         bits: 2, 3, 4 or 8 for codes with scales, 16 for float16 values.
         group_size: Columns per scale; 0 is one scale per row, and so is -1, or ``channel`` in a
             recipe file. Not looked at with a table.
+        one_scale: One scale, and one zero, for the whole tensor: ``group_size = "tensor"`` in a
+            recipe file. It is stored once a row.
         quantizer: Row of the quantizer registry; used when bits < 16.
         scheme: What codes mean: ``symmetric`` is code · scale, ``asymmetric`` is
             (code - zero) · scale, ``table`` any 4, 8 or 16 float16 values.
@@ -49,6 +53,7 @@ class Rule:
     quantizer: str = "gptq"
     scheme: str = SYMMETRIC
     table_rows: int = 0
+    one_scale: bool = False
     adjustable: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -63,6 +68,13 @@ class Rule:
         self._check_scheme()
         if self.group_size == -1:
             object.__setattr__(self, "group_size", 0)
+        if self.one_scale and (self.group_size or self.scheme == TABLE):
+            raise RecipeError(
+                f"one scale for the tensor with group_size {self.group_size} and scheme "
+                f"{self.scheme}; expected group_size 0 and codes that have scales"
+            )
+        if self.one_scale:
+            object.__setattr__(self, "adjustable", self.adjustable - {"group_size"})
         if self.group_size and (self.group_size < 8 or self.group_size % 8):
             raise RecipeError(
                 f"group_size is {self.group_size}, expected a multiple of 8, or 0 for one scale "
@@ -154,10 +166,18 @@ class Recipe:
         return [rule_to_json(rule) for rule in self.rules]
 
 
+def group_fields(value: int | str) -> dict[str, Any]:
+    """Return the fields of a rule for a group size: a number, ``channel`` or ``tensor``."""
+    if value == PER_TENSOR:
+        return {"group_size": 0, "one_scale": True}
+    return {"group_size": 0 if value == PER_ROW else value}
+
+
 def rule_to_json(rule: Rule) -> dict[str, Any]:
     """Return the keys a recipe file would have for ``rule``."""
     match = {"kind": rule.kind and rule.kind.value, "name": rule.name}
-    numbers: dict[str, Any] = {} if rule.scheme == TABLE else {"group_size": rule.group_size}
+    group_size = PER_TENSOR if rule.one_scale else rule.group_size
+    numbers: dict[str, Any] = {} if rule.scheme == TABLE else {"group_size": group_size}
     if rule.scheme != SYMMETRIC:
         numbers["scheme"] = rule.scheme
     if rule.table_rows:
@@ -187,7 +207,7 @@ def _kind(word: str) -> TensorKind:
         raise RecipeError(f"kind is {word!r}, expected one of {known}") from None
 
 
-_OPTIONS = {field.name for field in fields(Rule)} - {"kind", "name", "pattern"}
+_OPTIONS = {field.name for field in fields(Rule)} - {"kind", "name", "pattern", "one_scale"}
 
 
 def _rule(table: Any, where: str) -> Rule:
@@ -198,8 +218,6 @@ def _rule(table: Any, where: str) -> Rule:
     given = {"sparsity" if key == "pattern" else key for key in table}
     match, adjustable = table.pop("match", {}), table.pop("adjustable", ADJUSTABLE - given)
     pattern, sparsity = table.pop("pattern", "unstructured"), table.pop("sparsity", 0.0)
-    if table.get("group_size") == PER_ROW:
-        table["group_size"] = 0
     unknown = sorted(set(table) - _OPTIONS) + sorted(set(match) - {"kind", "name"})
     if unknown:
         known = ", ".join(sorted({"match", "pattern", "sparsity", *_OPTIONS}))
@@ -208,6 +226,8 @@ def _rule(table: Any, where: str) -> Rule:
         raise RecipeError(
             f"{where}: a table has no group_size; say how many rows share one with table_rows"
         )
+    if "group_size" in table:
+        table |= group_fields(table["group_size"])
     try:
         return Rule(
             kind=_kind(match["kind"]) if "kind" in match else None,

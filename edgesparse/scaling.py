@@ -71,9 +71,14 @@ def scale_activations(
         The tensors that changed and will not be packed, by name, in their stored types.
     """
     grids = {
-        module_of(model, planned.tensor): grid_of(planned.spec, planned.tensor.matrix_shape[1])
+        module_of(model, planned.tensor): grid_of(
+            planned.spec, planned.tensor.matrix_shape[1], is_shared=planned.rule.one_scale
+        )
         for planned in todo.values()
-        if planned.spec is not None and planned.spec.bits < 16 and planned.spec.scheme != TABLE
+        if planned.rule is not None
+        and planned.spec is not None
+        and planned.spec.bits < 16
+        and planned.spec.scheme != TABLE
     }
     folds = {
         fold.consumers[0]: fold for fold in find_folds(model, batches[0], set(grids), captured)

@@ -18,7 +18,8 @@ _TILE = 16
 _LONGEST_UNIT = 64
 _CRUMB = 8  # a cut this fraction from a matrix' end is moved there: a piece costs a whole sweep
 _ROW_BY_ROW = frozenset({"rtn", "gptq"})
-_GROUP_BY_GROUP = frozenset({"magnitude", "wanda", "sparsegpt", "admm"})  # with N:M patterns
+# With N:M patterns.
+_GROUP_BY_GROUP = frozenset({"magnitude", "wanda", "sparsegpt", "sparsegpt-fast", "admm"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,8 @@ def row_unit(rule: Rule, spec: FormatSpec, columns: int) -> int | None:
     """Return at multiples of how many rows a matrix may be cut; None if not at all.
 
     A fraction of the weights of a whole matrix is chosen from all of its rows; N of M neighbours,
-    a fraction of each row, and codes with the row's own scales are not. Of methods that others
-    have registered nothing is known.
+    a fraction of each row, and codes with the row's own scales are not; one scale for the tensor
+    is. Of methods that others have registered nothing is known.
     """
     unit: int | None = _TILE
     if not rule.pattern.is_dense:
@@ -62,6 +63,8 @@ def row_unit(rule: Rule, spec: FormatSpec, columns: int) -> int | None:
         if rule.pattern.n_of_m is None:
             unit = _whole_rows(rule, columns)
     if unit is not None and spec.bits < 16:
+        if rule.one_scale:
+            return None
         if rule.quantizer not in _ROW_BY_ROW or (spec.scheme == TABLE and not spec.table_rows):
             return None
         unit = lcm(unit, spec.table_rows or 1)

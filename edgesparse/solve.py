@@ -54,7 +54,7 @@ def solve_tensor(
                 "more calibration data"
             )
         return to_float16(pruned.weight, pruned.keep_mask)
-    grid = grid_of(spec, weight.shape[1])
+    grid = grid_of(spec, weight.shape[1], is_shared=rule.one_scale)
     if pruner is None:
         return quantizer.quantize(target, statistics, grid, None)
     # A table is made for the weights that stay: it needs the mask first.
@@ -66,12 +66,15 @@ def solve_tensor(
     return quantizer.quantize(wanted, statistics, grid, pruned.keep_mask)
 
 
-def grid_of(spec: FormatSpec, columns: int) -> Grid:
-    """Return the numbers a weight of ``columns`` columns may have in the format of ``spec``."""
+def grid_of(spec: FormatSpec, columns: int, *, is_shared: bool = False) -> Grid:
+    """Return the numbers a weight of ``columns`` columns may have in the format of ``spec``.
+
+    With ``is_shared`` all rows have the same scale, and the same zero.
+    """
     if spec.scheme == TABLE:
         return TableGrid(bits=spec.bits, group_size=max(1, columns), table_rows=spec.table_rows)
     kind = ShiftedGrid if spec.scheme == ASYMMETRIC else Grid
-    return kind(bits=spec.bits, group_size=spec.group_size)
+    return kind(bits=spec.bits, group_size=spec.group_size, is_shared=is_shared)
 
 
 def _methods(rule: Rule, spec: FormatSpec) -> tuple[Pruner | None, Quantizer | None]:

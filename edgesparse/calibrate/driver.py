@@ -20,6 +20,7 @@ from torch import nn
 from edgesparse.calibrate.activations import Activations
 from edgesparse.calibrate.inputs import as_matrix, has_inputs
 from edgesparse.calibrate.record import Group, find_chain, groups_of, record
+from edgesparse.calibrate.replay import Room
 from edgesparse.calibrate.residence import Residence
 from edgesparse.calibrate.stages import BlockStage, Rest, Stage, WholeModel, first_hidden
 from edgesparse.calibrate.statistics import Accumulator, Statistic, Statistics
@@ -41,6 +42,7 @@ class Resources:
         residence: Where the weights are.
         activations: Makes an empty list for the hidden tensors between blocks.
         team: The processes that share the work.
+        room: For outputs that would else be computed again; see ``calibrate.replay``.
         is_finished: Whether a group needs no statistics: an earlier run solved it.
     """
 
@@ -48,6 +50,7 @@ class Resources:
     residence: Residence = field(default_factory=Residence)
     activations: Callable[[], Activations] = Activations
     team: Team = field(default_factory=Team)
+    room: Room = field(default_factory=Room)
     is_finished: Callable[[tuple[str, ...]], bool] = lambda _modules: False
 
 
@@ -114,7 +117,7 @@ def _stages(
     if chain is None:
         _log.info("no chain of blocks found: the whole model runs for each of its layers")
         residence.require_whole()
-        yield WholeModel(model, batches, groups, device, keep_dense=dense)
+        yield WholeModel(model, batches, groups, device, resources.room, keep_dense=dense)
         return
     new = resources.activations
     hiding = partial(
@@ -128,12 +131,18 @@ def _stages(
     yield Rest(model, batches, before, chain, device, residence)
     hidden = hiding()
     hidden.dense = start
+    after = [groups[i] for i in outside if i > inside[0]]
+    last = next(b for b in reversed(chain.blocks) if after or b in owners)
     for block in chain.blocks:
         own = [g for g, owner in zip(groups, owners, strict=True) if owner == block]
-        stage = BlockStage(model.get_submodule(block), block, own, hidden, device, residence)
+        stage = BlockStage(
+            model.get_submodule(block), block, own, hidden, device, residence, resources.room
+        )
         yield stage
+        if block == last and not after:
+            stage.leave()
+            return
         stage.advance()
-    after = [groups[i] for i in outside if i > inside[0]]
     yield Rest(model, batches, after, chain, device, residence, hidden=hidden)
 
 

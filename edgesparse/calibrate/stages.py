@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edgesparse.calibrate.activations import Activations
 from edgesparse.calibrate.record import Chain, Group, call_model, own_parameters
+from edgesparse.calibrate.replay import Replay, Room, has_ties
 from edgesparse.calibrate.residence import Residence
 from edgesparse.calibrate.statistics import Statistic
 from edgesparse.calibrate.watch import Stop, outside, rows_of, stopping, stubbed
@@ -52,11 +53,18 @@ class BlockStage:
         hidden: Hidden,
         device: torch.device,
         residence: Residence,
+        room: Room,
     ) -> None:
         self.groups = groups
         self._block, self._name, self._hidden, self._device = block, name, hidden, device
         self._residence, self._is_here = residence, False
         self._dense: nn.Module | None = None
+        self._solved = {g: [block.get_submodule(self._path(m)) for m in g.modules] for g in groups}
+        if has_ties(block, [module for own in self._solved.values() for module in own]):
+            room = Room()
+        self._replays = {
+            dense: [Replay(room) for _ in range(len(hidden))] for dense in (False, True)
+        }
 
     def __enter__(self) -> Self:
         if not self._is_here:
@@ -73,33 +81,48 @@ class BlockStage:
         self, group: Group, need: frozenset[Statistic]
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield X of every batch; X of the dense block only where ``need`` asks for it."""
-        path = group.modules[0][len(self._name) :].lstrip(".")
+        path = self._path(group.modules[0])
         with_dense = self._dense is not None and Statistic.DENSE_TARGET in need
+        later = self.groups[self.groups.index(group) :]
+        unsolved = [module for g in later for module in self._solved[g]]
         for i in range(len(self._hidden)):
-            rows = rows_of(self._block, path, group, partial(self._run, i))
+            rows = rows_of(self._block, path, group, partial(self._run, i, unsolved))
             dense = None
             if with_dense and self._dense is not None:
-                dense = rows_of(self._dense, path, group, partial(self._run, i, dense=True))
+                run = partial(self._run, i, (), dense=True)
+                dense = rows_of(self._dense, path, group, run)
             if rows is not None:
                 yield rows, dense
 
-    def _run(self, batch: int, *, dense: bool = False) -> Tensor:
-        """Return the block's hidden output for one batch."""
+    def _run(
+        self, batch: int, unsolved: Sequence[nn.Module] | None, *, dense: bool = False
+    ) -> Tensor:
+        """Return the block's hidden output for one batch; see ``Replay.running``."""
         block = self._dense if dense and self._dense is not None else self._block
         args, kwargs = self._hidden.arguments(self._name, batch, dense=dense)
-        output = block(*args, **kwargs)
+        with self._replays[dense][batch].running(block, unsolved):
+            output = block(*args, **kwargs)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
+
+    def _path(self, module: str) -> str:
+        """Return a module's path inside the block."""
+        return module[len(self._name) :].lstrip(".")
 
     def advance(self) -> None:
         """Replace the hidden tensors by this block's outputs and leave the device."""
         self.__enter__()  # a block with nothing to solve has not been entered yet
         for i in range(len(self._hidden)):
-            after = self._run(i)
+            after = self._run(i, None)
             if self._hidden.dense is not None:
-                self._hidden.dense[i] = self._run(i, dense=True)
+                self._hidden.dense[i] = self._run(i, None, dense=True)
             self._hidden.now[i] = after
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave the device; nothing comes after this block."""
         self._dense = None
+        self._replays = {}
         self._residence.release(self._block.modules())
         self._is_here = False
 
@@ -235,11 +258,16 @@ class WholeModel:
         batches: Sequence[Batch],
         groups: Sequence[Group],
         device: torch.device,
+        room: Room,
         *,
         keep_dense: bool,
     ) -> None:
         self.groups = groups
         self._model, self._batches, self._device = model, batches, device
+        self._solved = {g: [model.get_submodule(m) for m in g.modules] for g in groups}
+        if has_ties(model, [module for own in self._solved.values() for module in own]):
+            room = Room()
+        self._replays = {dense: [Replay(room) for _ in batches] for dense in (False, True)}
         self._dense: dict[str, Tensor] = {}
         if keep_dense:
             copies = {id(p): p.detach().clone() for p in model.parameters()}
@@ -259,16 +287,21 @@ class WholeModel:
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield X of every batch; X of the dense model only where ``need`` asks for it."""
         path = group.modules[0]
-        for batch in self._batches:
-            rows = rows_of(self._model, path, group, partial(self._run, batch))
+        later = self.groups[self.groups.index(group) :]
+        unsolved = [module for g in later for module in self._solved[g]]
+        for i in range(len(self._batches)):
+            rows = rows_of(self._model, path, group, partial(self._run, i, unsolved))
             if rows is not None:
                 twin = None
                 if Statistic.DENSE_TARGET in need:
-                    twin = rows_of(self._model, path, group, partial(self._run, batch, dense=True))
+                    run = partial(self._run, i, (), dense=True)
+                    twin = rows_of(self._model, path, group, run)
                 yield rows, twin
 
-    def _run(self, batch: Batch, *, dense: bool = False) -> object:
-        return call_model(self._model, batch, self._device, weights=self._dense if dense else None)
+    def _run(self, batch: int, unsolved: Sequence[nn.Module], *, dense: bool = False) -> object:
+        weights = self._dense if dense else None
+        with self._replays[dense][batch].running(self._model, unsolved):
+            return call_model(self._model, self._batches[batch], self._device, weights=weights)
 
 
 def _output(chain: Chain, hidden: Tensor) -> Any:

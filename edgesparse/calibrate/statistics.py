@@ -9,14 +9,19 @@ For inputs ``X`` of shape (samples, K), one row per token, patch or example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from edgesparse.calibrate.factor import Factor, factorize
 from edgesparse.calibrate.team import Team
+
+T = TypeVar("T")
 
 
 class Statistic(StrEnum):
@@ -47,6 +52,25 @@ class Statistics:
     square_sum: Tensor | None = None
     hessian: Tensor | None = None
     dense_cross: Tensor | None = None
+    _found: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return what ``compute`` returned the first time: weights with common inputs share it.
+
+        Args:
+            key: Names it, with every option it depends on.
+            compute: Depends on nothing but these statistics and the options in ``key``.
+        """
+        if key not in self._found:
+            self._found[key] = compute()
+        found: T = self._found[key]
+        return found
+
+    def factor(self, damping: float, device: torch.device | None = None) -> Factor:
+        """Return the factor of the inverse of ``XᵀX``, damped; see ``factorize``."""
+        return self.once(
+            ("factor", damping), lambda: factorize(self.second_moment(device), damping)
+        )
 
     def input_norm(self, device: torch.device | None = None) -> Tensor:
         """Return the Euclidean norm of each column of the inputs, float32 [K]; ones without any."""
@@ -75,12 +99,8 @@ class Statistics:
         """
         if self.dense_cross is None or self.hessian is None or not self.samples:
             return weight
-        H, C = self.hessian.double(), self.dense_cross.double()
-        strength = damping * H.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-        eye = torch.eye(self.columns, device=H.device, dtype=H.dtype)
-        right = (C - H) @ weight.double().T
-        factor = torch.linalg.cholesky(H + strength * eye)
-        return weight + torch.cholesky_solve(right, factor).T.float()
+        wanted = weight @ (self.dense_cross - self.hessian).T
+        return weight + self.factor(damping).solve(wanted)
 
     def output_error(self, weight: Tensor, changed: Tensor) -> float:
         """Return ``|X(W' - W)ᵀ|² / |XWᵀ|²``, 0 for a weight whose outputs are all zero.
@@ -125,13 +145,16 @@ class Accumulator:
         self._samples += len(inputs)
         inputs = inputs.float()
         if self._hessian is not None:
-            self._hessian += inputs.T @ inputs
+            for rows in _stripes(self._columns):
+                self._hessian[rows, rows.start :] += inputs[:, rows].T @ inputs[:, rows.start :]
         if self._norm is not None:
             self._norm += inputs.square().sum(0)
         if dense_inputs is not None and dense_inputs.shape != inputs.shape:
             self._is_paired = False  # a routed layer: the dense model sent it other samples
         elif self._cross is not None and dense_inputs is not None:
-            self._cross += inputs.T @ dense_inputs.float()
+            dense_inputs = dense_inputs.float()
+            for rows in _stripes(self._columns):
+                self._cross[rows] += inputs[:, rows].T @ dense_inputs
 
     def result(self, team: Team | None = None) -> Statistics:
         """Return the sums, over all processes of a ``team``."""
@@ -141,6 +164,8 @@ class Accumulator:
         sums = [self._norm, self._hessian, None if unpaired else self._cross]
         self._norm = self._hessian = self._cross = None  # one at a time in both types
         norm, hessian, cross = (None if total is None else total.float() for total in sums)
+        if hessian is not None:
+            hessian = hessian.triu_().add_(hessian.triu(1).T)
         return Statistics(
             columns=self._columns,
             samples=int(samples),
@@ -148,3 +173,10 @@ class Accumulator:
             hessian=hessian,
             dense_cross=cross,
         )
+
+
+def _stripes(columns: int) -> Iterator[slice]:
+    """Yield rows of ``XᵀX`` that are added up at once; what lies left of them is known by then."""
+    step = max(256, -(-columns // 4))
+    for start in range(0, columns, step):
+        yield slice(start, min(columns, start + step))

@@ -51,6 +51,7 @@ def stopping() -> Iterator[None]:
 def stubbed(model: nn.Module, stubs: dict[str, Callable[..., Any]]) -> Iterator[None]:
     """Replace the forward methods of some modules for a while."""
     modules = [model.get_submodule(name) for name in stubs]
+    own = [(m, m.__dict__["forward"]) for m in modules if "forward" in m.__dict__]
     for module, stub in zip(modules, stubs.values(), strict=True):
         module.__dict__["forward"] = stub
     try:
@@ -58,6 +59,8 @@ def stubbed(model: nn.Module, stubs: dict[str, Callable[..., Any]]) -> Iterator[
     finally:
         for module in modules:
             del module.__dict__["forward"]
+        for module, forward in own:
+            module.__dict__["forward"] = forward
 
 
 @contextmanager

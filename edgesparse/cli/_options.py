@@ -88,6 +88,10 @@ budget_option = click.option(
 target_option = click.option(
     "--target", metavar="NAME", help="Whose file the budget is for: coreml or executorch."
 )
+allow_option = click.option(
+    "--allow", type=click.Choice(["structured"]), multiple=True,
+    help="structured: cut whole neurons, layers or experts out first, where that is cheaper.",
+)  # fmt: skip
 text_option = click.option(
     "--text", type=click.Path(path_type=Path), metavar="FILE", help="Text to measure on."
 )
@@ -108,13 +112,29 @@ def cache_directory() -> Path | None:
     return Path(shared) / "edgesparse"
 
 
+class GroupSize(click.ParamType[int | str]):
+    """Columns, or one of the words a recipe file may have in their place."""
+
+    name = "columns"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Return the number or the word."""
+        if value in ("channel", "tensor"):
+            return str(value)
+        return int(click.INT.convert(value, param, ctx))
+
+
 def recipe_options(function: F) -> F:
     """Add the options that describe what is done to every tensor."""
     options = (
         click.option("--sparsity", type=float, help="Fraction of weights removed, 0 to below 1."),
         click.option("--pattern", metavar="PATTERN", help="unstructured, 2:4, 16x1, …"),
         click.option("--bits", type=int, help="Bits of a kept weight: 2, 3, 4, 8 or 16."),
-        click.option("--group-size", type=int, help="Columns that share a scale."),
+        click.option(
+            "--group-size", type=GroupSize(), help="Columns that share a scale, channel or tensor."
+        ),
         click.option(
             "--scheme", metavar="NAME", help="What codes mean: symmetric, asymmetric or table."
         ),
@@ -160,12 +180,15 @@ def _main_rule(given: dict[str, Any]) -> Rule:
     """Return the rule for every compressible tensor that is no embedding."""
     from edgesparse.pattern import Pattern
     from edgesparse.planner.default import EVERYTHING
+    from edgesparse.recipe import group_fields
 
     pattern = given.get("pattern", "unstructured")
     if "pattern" in given and "sparsity" not in given and ":" not in pattern:
         raise UsageError(f"--pattern {pattern} does not say how much to remove; add --sparsity")
     asked = {"sparsity" if name == "pattern" else name for name in given}
     chosen = {n: given[n] for n in _PLAIN if n in given}
+    if "group_size" in given:
+        chosen |= group_fields(given["group_size"])
     return replace(
         EVERYTHING,
         pattern=Pattern.parse(pattern, sparsity=given.get("sparsity", 0.0)),

@@ -28,10 +28,11 @@ from edgesparse.planner.measured import Measured
 from edgesparse.planner.rates import Rates
 from edgesparse.runtime.forward import first_tensor
 
-_BITS, _GROUP_SIZE, _SPARSITY = 3, 128, 0.5
+BITS, GROUP_SIZE, SPARSITY = 3, 128, 0.5
 _CLIPS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_ROUNDED = f"KL or output error, nearest {_BITS}-bit g{_GROUP_SIZE}"
-_REMOVED = f"KL or output error, {_SPARSITY:.0%} of each row removed"
+ROUNDED = f"nearest {BITS}-bit g{GROUP_SIZE}"
+REMOVED = f"{SPARSITY:.0%} of each row removed"
+_LOSSES = tuple(f"KL or output error, {damage}" for damage in (ROUNDED, REMOVED))
 
 Progress = Callable[[int, int], None]
 Outputs = Sequence[Tensor]
@@ -49,12 +50,7 @@ class _Probe:
     def loss(self) -> float:
         """Return the loss of the module as it is now."""
         found = outputs(self.module, self.inputs)
-        if self.is_language_model:
-            return mean_kl(self.dense, found)
-        error = sum(
-            float((y - d).double().square().sum()) for y, d in zip(found, self.dense, strict=True)
-        )
-        return error / sum(float(d.double().square().sum()) for d in self.dense)
+        return distance(self.dense, found, language_model=self.is_language_model)
 
     def loss_with(self, name: str, damage: Callable[[Tensor], Tensor]) -> float:
         """Return the loss with one parameter damaged, seen as a matrix; it is repaired again."""
@@ -99,7 +95,7 @@ def measure_sensitivity(
     tensors = [tensor for tensor in captured.tensors if tensor.compressible]
     rates = {}
     with Measured.of(cache, captured, batches[:windows]) as measured:
-        known = all(measured.knows(tensor.name, (_ROUNDED, _REMOVED)) for tensor in tensors)
+        known = all(measured.knows(tensor.name, _LOSSES) for tensor in tensors)
         probe = None if known else _probe(captured, batches[:windows], device)
         for done, tensor in enumerate(tensors):
             rates[tensor.name] = _rates(probe, tensor.name, measured)
@@ -127,17 +123,17 @@ def _rates(probe: _Probe | None, name: str, measured: Measured) -> Rates:
 
     def rounding() -> float:
         assert probe is not None
-        return probe.loss_with(name, lambda w: round_groups(w, _BITS, _GROUP_SIZE))
+        return probe.loss_with(name, round_off)
 
     def pruning() -> float:
         assert probe is not None
-        return probe.loss_with(name, lambda w: remove_smallest(w, _SPARSITY))
+        return probe.loss_with(name, take_away)
 
-    rounded = measured.loss(name, _ROUNDED, rounding)
-    removed = measured.loss(name, _REMOVED, pruning)
+    rounded = measured.loss(name, _LOSSES[0], rounding)
+    removed = measured.loss(name, _LOSSES[1], pruning)
     return Rates(
-        rounding=rounded / gaussian_error(_BITS, _GROUP_SIZE, Pattern()),
-        pruning=removed / gaussian_error(16, 0, Pattern(sparsity=_SPARSITY)),
+        rounding=rounded / gaussian_error(BITS, GROUP_SIZE, Pattern()),
+        pruning=removed / gaussian_error(16, 0, Pattern(sparsity=SPARSITY)),
     )
 
 
@@ -145,6 +141,14 @@ def outputs(module: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> list[Tens
     """Return the main output for every input."""
     with torch.inference_mode():
         return [first_tensor(module(**kwargs)).float() for kwargs in inputs]
+
+
+def distance(dense: Outputs, found: Outputs, *, language_model: bool) -> float:
+    """Return the KL divergence of next tokens, or the relative squared error of other outputs."""
+    if language_model:
+        return mean_kl(dense, found)
+    error = sum(float((y - d).double().square().sum()) for y, d in zip(found, dense, strict=True))
+    return error / sum(float(d.double().square().sum()) for d in dense)
 
 
 def mean_kl(dense: Outputs, found: Outputs) -> float:
@@ -155,6 +159,16 @@ def mean_kl(dense: Outputs, found: Outputs) -> float:
         total += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
         count += d[..., 0].numel()
     return max(total / count, 0.0)
+
+
+def round_off(matrix: Tensor) -> Tensor:
+    """Return ``matrix`` [N, K] as the first damage leaves it."""
+    return round_groups(matrix, BITS, GROUP_SIZE)
+
+
+def take_away(matrix: Tensor) -> Tensor:
+    """Return ``matrix`` [N, K] as the second damage leaves it."""
+    return remove_smallest(matrix, SPARSITY)
 
 
 def round_groups(matrix: Tensor, bits: int, group_size: int) -> Tensor:

@@ -233,6 +233,7 @@ def _row(entry: TensorPlan) -> tuple[str, str, str, str, str]:
         kept = "" if rule.pattern.is_dense else f"{100 * rule.pattern.sparsity:.3g} % "
         shape = "" if str(rule.pattern) == "unstructured" else f"{rule.pattern} "
         group = f" g{spec.group_size}" if spec is not None and spec.group_size else ""
+        group = " per tensor" if rule.one_scale else group
         scheme = "" if rule.scheme == SYMMETRIC else f" {rule.scheme}"
         done = f"{kept}{shape}{rule.bits}-bit{scheme}{group}"
     size = "×".join(map(str, entry.tensor.shape)) or "1"

@@ -67,6 +67,7 @@ PRUNERS: Registry[Pruner] = Registry(
         "magnitude": "edgesparse.prune.magnitude:MAGNITUDE",
         "wanda": "edgesparse.prune.wanda:WANDA",
         "sparsegpt": "edgesparse.prune.sparsegpt:SPARSEGPT",
+        "sparsegpt-fast": "edgesparse.prune.sparsegpt:OWN_OUTPUTS",
         "admm": "edgesparse.prune.admm:BEST",
     },
 )

@@ -53,23 +53,30 @@ class ADMM:
 
     def prune(self, weight: Tensor, statistics: Statistics, pattern: Pattern) -> Pruned:
         """Prune ``weight``, float32 [N, K]."""
-        H = statistics.second_moment(weight.device)
+        problem = statistics.once(
+            ("admm", self.damping, self.penalty),
+            lambda: self._problem(statistics.second_moment(weight.device)),
+        )
+        W = weight * problem.norm
+        V, keep_mask = self._iterate(W, problem, pattern)
+        V = refit(V, W, problem.H, keep_mask, steps=self.refit)
+        return Pruned(V / problem.norm, keep_mask)
+
+    def _problem(self, H: Tensor) -> _Problem:
+        """Scale ``H`` and invert what every iteration divides by."""
         dead = H.diagonal() <= 0
         H = damped(H, self.damping)
         norm = H.diagonal().sqrt()
-        W, H = weight * norm, H / norm / norm[:, None]
-        V, keep_mask = self._iterate(W, H, dead, pattern)
-        V = refit(V, W, H, keep_mask, steps=self.refit)
-        return Pruned(V / norm, keep_mask)
+        H = H / norm / norm[:, None]
+        identity = torch.eye(len(H), device=H.device)
+        factor = torch.linalg.cholesky(H + self.penalty * identity)
+        return _Problem(H, norm, torch.cholesky_inverse(factor), dead)
 
-    def _iterate(
-        self, W: Tensor, H: Tensor, dead: Tensor, pattern: Pattern
-    ) -> tuple[Tensor, Tensor]:
+    def _iterate(self, W: Tensor, problem: _Problem, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Return the iterate on its final mask, and the mask; dead columns go first."""
         rho, total = self.penalty, self.growing + self.settling
-        identity = torch.eye(len(H), device=H.device)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(H + rho * identity))
-        WH = W @ H
+        inverse, dead = problem.inverse, problem.dead
+        WH = W @ problem.H
         V, U = W.clone(), torch.zeros_like(W)
         mask = torch.ones_like(W, dtype=torch.bool)
         for i in range(total):
@@ -80,6 +87,23 @@ class ADMM:
             U = U + V - Z
             V = (WH + rho * (Z - U)) @ inverse
         return (V + U) * mask, mask
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What all weights with the same inputs share: ``H`` with unit diagonal before damping's own.
+
+    Attributes:
+        H: Damped and scaled, float32 [K, K].
+        norm: What its rows and columns were divided by, float32 [K].
+        inverse: ``(H + ρI)⁻¹``.
+        dead: Columns no input reaches, bool [K].
+    """
+
+    H: Tensor
+    norm: Tensor
+    inverse: Tensor
+    dead: Tensor
 
 
 def damped(H: Tensor, damping: float) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgesparse.calibrate.factor import Factor
 from edgesparse.pattern import Pattern
 from edgesparse.prune.masks import keep_highest
 from edgesparse.quantize.grid import Grid
@@ -37,35 +38,6 @@ class Swept:
     steps: Tensor | None
 
 
-@dataclass(frozen=True)
-class Factor:
-    """``U`` with ``UᵀU = (H + λI)⁻¹``, upper triangular float32 [K, K], and the dead columns."""
-
-    upper: Tensor
-    dead: Tensor
-
-
-def factorize(H: Tensor, damping: float) -> Factor:
-    """Return the factor of the inverse of ``H`` damped by ``damping`` times its mean diagonal.
-
-    Columns that no input ever reached get a diagonal of one: they stand alone. In float64:
-    inverting twice by Cholesky squares what rounding does to an ill-conditioned Hessian.
-
-    Args:
-        H: float32 [K, K], symmetric, positive semidefinite.
-        damping: Relative to the mean of the diagonal; more than 0.
-    """
-    H = H.double()
-    diagonal = H.diagonal().clone()
-    dead = diagonal <= 0
-    diagonal[dead] = 1
-    mean = diagonal[~dead].mean() if bool((~dead).any()) else diagonal.new_zeros(())
-    H = H.clone()
-    H.diagonal().copy_(torch.where(dead, diagonal, diagonal + damping * mean))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
-    return Factor(torch.linalg.cholesky(inverse, upper=True).float(), dead)
-
-
 def sweep(
     weight: Tensor,
     factor: Factor,
@@ -80,7 +52,7 @@ def sweep(
 
     Args:
         weight: float32 [N, K].
-        factor: See ``factorize``.
+        factor: Of the Hessian of the inputs.
         pattern: Choose the mask during the sweep, block by block of columns.
         keep_mask: Or use this one, bool [N, K]; neither keeps everything.
         grid: Round what is kept; None leaves it real.

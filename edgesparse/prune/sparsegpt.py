@@ -17,7 +17,7 @@ from edgesparse.errors import RecipeError
 from edgesparse.packed import Codes
 from edgesparse.pattern import Pattern
 from edgesparse.prune import Pruned
-from edgesparse.prune.obs import Swept, factorize, sweep
+from edgesparse.prune.obs import Swept, sweep
 from edgesparse.quantize.grid import Grid
 
 
@@ -27,15 +27,25 @@ class SparseGPT:
 
     Attributes:
         damping: Added to the Hessian's diagonal, relative to its mean.
+        makes_up: Aim at the outputs of the uncompressed model, to make up for what the layers
+            before lost. False aims at this layer's own outputs on the inputs it now has, as the
+            paper does: half the time, as one model is run instead of two, and a worse model (26 M
+            language model, 50 %: 1.216 × the dense perplexity instead of 1.118).
     """
 
     damping: float = 0.01
-    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN, Statistic.DENSE_TARGET})
+    makes_up: bool = True
     updates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.damping > 0:
             raise RecipeError(f"damping is {self.damping}, expected more than 0")
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        """Statistics of the inputs it uses."""
+        dense = {Statistic.DENSE_TARGET} if self.makes_up else set()
+        return frozenset({Statistic.HESSIAN, *dense})
 
     def prune(self, weight: Tensor, statistics: Statistics, pattern: Pattern) -> Pruned:
         """Prune ``weight``, float32 [N, K]."""
@@ -53,8 +63,10 @@ class SparseGPT:
     def _sweep(
         self, weight: Tensor, statistics: Statistics, pattern: Pattern, grid: Grid | None
     ) -> Swept:
-        factor = factorize(statistics.second_moment(weight.device), self.damping)
-        return sweep(weight, factor, pattern=pattern, grid=grid)
+        factor = statistics.factor(self.damping, weight.device)
+        steps = grid.search(weight) if grid is not None and grid.is_shared else None
+        return sweep(weight, factor, pattern=pattern, grid=grid, steps=steps)
 
 
 SPARSEGPT = SparseGPT()
+OWN_OUTPUTS = SparseGPT(makes_up=False)

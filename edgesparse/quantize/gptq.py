@@ -13,11 +13,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from edgesparse.calibrate.factor import Factor, factorize
 from edgesparse.calibrate.statistics import Statistic, Statistics
 from edgesparse.errors import RecipeError
 from edgesparse.packed import SCHEMES, Codes
 from edgesparse.prune.admm import damped, refit
-from edgesparse.prune.obs import factorize, sweep
+from edgesparse.prune.obs import sweep
 from edgesparse.quantize.grid import Grid
 from edgesparse.quantize.refine import refine
 from edgesparse.quantize.table import TableGrid
@@ -56,11 +57,13 @@ class GPTQConfig:
         self, weight: Tensor, statistics: Statistics, grid: Grid, keep_mask: Tensor | None
     ) -> Codes:
         """Quantize ``weight``, float32 [N, K]; removed weights stay zero and pass no code."""
-        M = statistics.second_moment(weight.device)
-        H = damped(M, self.damping)
+        H = statistics.once(
+            ("damped", self.damping),
+            lambda: damped(statistics.second_moment(weight.device), self.damping),
+        )
         if keep_mask is not None:
             weight = refit(weight * keep_mask, weight, H, keep_mask, steps=self.refit)
-        values, steps = self._swept(weight, M, H.diagonal(), grid, keep_mask)
+        values, steps = self._swept(weight, statistics, H.diagonal(), grid, keep_mask)
         if grid.bits <= self.refine_up_to:
             values, steps = refine(
                 values, steps, weight, H, grid, keep_mask=keep_mask, sweeps=self.sweeps
@@ -68,31 +71,43 @@ class GPTQConfig:
         return grid.as_codes(values, steps, keep_mask)
 
     def _swept(
-        self, weight: Tensor, M: Tensor, importance: Tensor, grid: Grid, keep_mask: Tensor | None
+        self,
+        weight: Tensor,
+        statistics: Statistics,
+        importance: Tensor,
+        grid: Grid,
+        keep_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the weight on the grid, and the grid's steps."""
         steps = None
         if isinstance(grid, TableGrid):
             steps = grid.search_tables(weight, importance, keep_mask)
-        elif self.act_order:
+        elif self.act_order or grid.is_shared:
             steps = grid.search(weight, importance)
         if not self.act_order:
-            swept = sweep(
-                weight, factorize(M, self.damping), keep_mask=keep_mask, grid=grid, steps=steps
-            )
+            factor = statistics.factor(self.damping, weight.device)
+            swept = sweep(weight, factor, keep_mask=keep_mask, grid=grid, steps=steps)
             assert swept.steps is not None
             return swept.weight, swept.steps
         assert steps is not None
-        order = importance.argsort(descending=True, stable=True)
+        order, factor = statistics.once(
+            ("factor by power", self.damping), lambda: self._by_power(statistics, importance)
+        )
         swept = sweep(
             weight[:, order],
-            factorize(M[order][:, order], self.damping),
+            factor,
             keep_mask=None if keep_mask is None else keep_mask[:, order],
             grid=grid,
             steps=steps,
             group_of=(order // grid.group_size).tolist(),
         )
         return swept.weight[:, order.argsort()], steps
+
+    def _by_power(self, statistics: Statistics, importance: Tensor) -> tuple[Tensor, Factor]:
+        """Return the columns by falling power, and the factor of the inverse in that order."""
+        order = importance.argsort(descending=True, stable=True)
+        M = statistics.second_moment(importance.device)
+        return order, factorize(M[order][:, order], self.damping)
 
 
 GPTQ = GPTQConfig()

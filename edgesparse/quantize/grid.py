@@ -30,10 +30,17 @@ LARGEST = 2.0**15
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Codes of ``bits`` bits with one scale for ``group_size`` neighbouring columns."""
+    """Codes of ``bits`` bits with one scale for ``group_size`` neighbouring columns.
+
+    Attributes:
+        bits: Bits of a code.
+        group_size: Columns that share a scale.
+        is_shared: All rows have the same steps; a group is then all columns.
+    """
 
     bits: int
     group_size: int
+    is_shared: bool = False
 
     @property
     def significant_bits(self) -> int:
@@ -132,11 +139,15 @@ class Grid:
                 threads=torch.get_num_threads(),
             )
             return torch.from_numpy(found)
-        rows = max(1, _AT_ONCE // (weight.shape[1] * scales.shape[1]))
         if zeros is None:
             zeros = scales.new_zeros(()).expand_as(scales)
-        parts = zip(*(torch.split(whole, rows) for whole in (weight, scales, zeros)), strict=True)
-        return torch.cat([self._costs(w, s, z, importance).argmin(1) for w, s, z in parts])
+        rows = max(1, _AT_ONCE // (weight.shape[1] * scales.shape[1]))
+        trials = max(1, min(scales.shape[1], _AT_ONCE // weight.shape[1]))  # of a very long row
+        costs = []
+        for w, *steps in zip(*(torch.split(t, rows) for t in (weight, scales, zeros)), strict=True):
+            some = zip(*(torch.split(t, trials, 1) for t in steps), strict=True)
+            costs.append(torch.cat([self._costs(w, s, z, importance) for s, z in some], 1))
+        return torch.cat(costs).argmin(1)
 
     def _costs(
         self, weight: Tensor, scales: Tensor, zeros: Tensor, importance: Tensor | None
@@ -154,6 +165,10 @@ class Grid:
             weight: float32 [N, K].
             importance: float32 [K] or None.
         """
+        if self.is_shared and weight.numel():
+            counts = None if importance is None else importance.repeat(len(weight))
+            steps = self.search_group(weight.reshape(1, -1), counts)[:, None]
+            return steps.expand(len(weight), *steps.shape[1:]).contiguous()
         parts = torch.split(weight, self.group_size, 1)
         if importance is None:
             return torch.stack([self.search_group(part) for part in parts], 1)

@@ -60,6 +60,8 @@ def _refit_scales(values: Tensor, steps: Tensor, G: Tensor, H: Tensor, grid: Gri
         c = (values[:, part] / scales[:, g, None]).round_()
         slope = (G[:, part] * c).sum(1)
         curvature = ((c @ H[part, part]) * c).sum(1)
+        if grid.is_shared:
+            slope, curvature = slope.sum().expand_as(slope), curvature.sum().expand_as(curvature)
         step = -slope / curvature.clamp(min=1e-30)
         new = grid.round_scale(scales[:, g] + step)
         change = new - scales[:, g]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgesparse.calibrate.inputs import as_matrix
-from edgesparse.packed import FORMATS, PackedTensor
+from edgesparse.packed import FORMATS, Codes, PackedTensor
 from edgesparse.pattern import Pattern
 from edgesparse.quantize.grid import Grid, to_float16
 from edgesparse.quantize.table import TableGrid
@@ -30,7 +30,8 @@ class LatentWeight(nn.Module):
 
     Attributes:
         values: float32 [N, K], the weight before rounding.
-        log_scales: float32 [N, G], natural logarithms; [N, 0] for float16 values; with a table
+        log_scales: float32 [N, G], natural logarithms; [1, 1] where all rows of a tensor have one
+            scale, which they then keep in common; [N, 0] for float16 values; with a table
             [T, 2**bits], how far its entries have moved, in their standard deviations.
         keep_mask: bool [N, K], never changed.
     """
@@ -47,13 +48,14 @@ class LatentWeight(nn.Module):
         mask = torch.from_numpy(codes.keep_mask).reshape(self.values.shape)
         self.register_buffer("keep_mask", mask.clone())
         columns = self.values.shape[1]
-        self._grid = grid_of(packed.spec, columns) if codes.bits < 16 else None
+        shared = codes.bits < 16 and _is_shared(codes)
+        self._grid = grid_of(packed.spec, columns, is_shared=shared) if codes.bits < 16 else None
         if codes.table is not None:
             table = torch.from_numpy(codes.table.astype("float32"))
             moved = torch.zeros_like(table)
         else:
             table = None
-            moved = torch.from_numpy(codes.scales.astype("float32")).log()
+            moved = torch.from_numpy(codes.scales[: 1 if shared else None].astype("float32")).log()
         zeros = None if codes.zeros is None else torch.from_numpy(codes.zeros.astype("float32"))
         self.register_buffer("zeros", zeros)
         self.register_buffer("table", table)
@@ -80,7 +82,7 @@ class LatentWeight(nn.Module):
     def _scales(self) -> Tensor:
         """Return the scales as stored, with the gradient of the unrounded ones."""
         assert self._grid is not None
-        exact = self.log_scales.exp()
+        exact = self.log_scales.exp().expand(len(self.values), -1)
         return _through(exact, self._grid.round_scale(exact))
 
     def _steps(self) -> Tensor:
@@ -105,7 +107,7 @@ class LatentWeight(nn.Module):
             self.log_scales.zero_()
         elif self._grid is not None:
             steps = self._grid.search(self.values)
-            self.log_scales.copy_(self._grid.scales(steps).log())
+            self.log_scales.copy_(self._grid.scales(steps)[: len(self.log_scales)].log())
             if self.zeros is not None:
                 self.zeros.copy_(steps[..., 1])
 
@@ -123,6 +125,14 @@ class LatentWeight(nn.Module):
             keep_mask=codes.keep_mask.reshape(self._packed.shape),
         )
         return FORMATS.get(self._packed.spec.name).pack(shaped, pattern=pattern)
+
+
+def _is_shared(codes: Codes) -> bool:
+    """Whether all rows have the same scale, and the same zero: one for the tensor."""
+    one_group = codes.scales.shape[1] == 1 and len(codes.scales) > 1
+    if not one_group or (codes.scales != codes.scales[0]).any():
+        return False
+    return codes.zeros is None or bool((codes.zeros == codes.zeros[0]).all())
 
 
 class _OnGrid(torch.autograd.Function):

@@ -57,6 +57,7 @@ def rule_in_words(rule: Rule | None) -> str:
         rows = f", {rule.table_rows} rows each" if rule.table_rows else ""
         return " + ".join([*parts, f"{rule.bits}-bit table"]) + rows
     group = f"g{rule.group_size}" if rule.group_size else "per row"
+    group = "per tensor" if rule.one_scale else group
     scheme = "" if rule.scheme == "symmetric" else f" {rule.scheme}"
     return " + ".join([*parts, f"{rule.bits}-bit{scheme}"]) + f", {group}"
 

@@ -13,7 +13,10 @@ from edgesparse.errors import CalibrationError
 from edgesparse.model import CapturedModel, TensorKind
 from edgesparse.pattern import Pattern
 from edgesparse.planner import layer_errors
-from edgesparse.planner.layer_errors import describe, measure_layer_errors
+from edgesparse.planner.error_model import gaussian_error
+from edgesparse.planner.layer_errors import describe, measure_layer_errors, measured_rates
+from edgesparse.planner.rates import Rates
+from edgesparse.planner.sensitivity import round_off, take_away
 from edgesparse.recipe import Rule
 
 DATA = [torch.randn(64, 64, generator=torch.Generator().manual_seed(3))]
@@ -88,3 +91,33 @@ def test_only_what_a_rule_matches_is_measured(captured: CapturedModel) -> None:
 def test_bad_inputs_are_named(captured: CapturedModel) -> None:
     with pytest.raises(CalibrationError, match=r"0: the inputs are NaN or infinite"):
         measure_layer_errors(captured, RULES[:1], [torch.full((2, 64), torch.nan)])
+
+
+def test_the_planner_weighs_what_was_measured(captured: CapturedModel, tmp_path: Path) -> None:
+    open_rule = Rule(method="sparsegpt", adjustable=frozenset({"bits", "sparsity"}), group_size=32)
+    recipe = edgesparse.Recipe((open_rule,))
+    alike = {t.name: Rates(rounding=1.0, pruning=3.0) for t in captured.tensors if t.compressible}
+    rates = measured_rates(captured, recipe, alike, DATA, cache=tmp_path)
+    plan = edgesparse.plan(
+        captured, recipe, budget=edgesparse.Budget(file="6kB"), sensitivity=rates
+    )
+    small = edgesparse.compress(captured, plan, DATA)
+    first = next(e for e in plan.tensors if e.tensor.name == "0.weight")
+    # Nothing is compressed before the first layer: what was measured is what compress finds.
+    predicted = rates["0.weight"].loss(first.spec)
+    assert predicted == pytest.approx(rates["0.weight"].output * small.errors["0.weight"], rel=1e-5)
+    assert measured_rates(captured, recipe, alike, DATA, cache=tmp_path) == rates
+
+
+def test_the_rate_of_an_output_error_explains_the_damages(captured: CapturedModel) -> None:
+    tensor = next(t for t in captured.tensors if t.name == "0.weight")
+    alike = {"0.weight": Rates(rounding=2.0, pruning=2.0)}
+    recipe = edgesparse.Recipe((Rule(name="0.weight", bits=4, group_size=32),))
+    rates = measured_rates(captured, recipe, alike, DATA)["0.weight"]
+    weight, X = captured.weights()[tensor.name].float(), DATA[0]
+    errors = [
+        float(((X @ (damage(weight) - weight).T) ** 2).sum() / ((X @ weight.T) ** 2).sum())
+        for damage in (round_off, take_away)
+    ]
+    losses = 2.0 * gaussian_error(3, 128, Pattern()) + 2.0 * gaussian_error(16, 0, HALF)
+    assert rates.output == pytest.approx(losses / sum(errors), rel=1e-4)

@@ -68,7 +68,7 @@ def test_what_was_measured_before_an_interruption_is_kept(
         sensitivity.measure_sensitivity(captured, DATA, cache=tmp_path, progress=interrupt)
     batches = calibration_batches(captured, DATA)
     known = Measured.of(tmp_path, captured, batches)
-    rounded, removed = sensitivity._ROUNDED, sensitivity._REMOVED
+    rounded, removed = sensitivity._LOSSES
     assert known.knows("0.weight", (rounded, removed))
     assert not known.knows("2.weight", (rounded,))
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from edgesparse.calibrate import Statistics
+from edgesparse.calibrate.factor import factorize
 from edgesparse.pattern import Pattern
 from edgesparse.prune.admm import ADMM, refit
 from edgesparse.prune.magnitude import MAGNITUDE
 from edgesparse.prune.masks import block_means, keep_highest, keep_highest_by_row
-from edgesparse.prune.obs import factorize, sweep
+from edgesparse.prune.obs import sweep
 from edgesparse.prune.sparsegpt import SPARSEGPT
 from edgesparse.prune.wanda import WANDA
 
