@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,11 @@ from edgesparse_kernels.structured import StructuredMatrix
 from edgesparse.formats.operand import open_matrix
 from edgesparse.packed import FORMATS, Codes, table_count
 from edgesparse.pattern import DENSE, Pattern
+
+NATIVE = Path(__file__).parents[1] / "native"
+CROSS = "aarch64-linux-gnu-g++"
+QEMU = "qemu-aarch64-static"
+SANITIZE = "EDGESPARSE_SANITIZE" in os.environ  # `make sanitize`
 
 MakeMatrix = Callable[..., tuple[PackedMatrix, np.ndarray]]
 MakeStructured = Callable[..., tuple[StructuredMatrix, np.ndarray]]
@@ -82,3 +91,34 @@ def make_structured() -> MakeStructured:
         return open_matrix(FORMATS.get(name).pack(codes, pattern=pattern)), codes.decode()
 
     return make
+
+
+def build(folder: Path, *options: str) -> Path:
+    """Build the native library and the programs that run its cases; return where they are."""
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("needs cmake and a C++ compiler")
+    configure = ["cmake", "-S", str(NATIVE), "-B", str(folder), "-DEDGESPARSE_BUILD_CASE_RUNNER=ON"]
+    if SANITIZE and not options:
+        configure.append("-DEDGESPARSE_SANITIZE=ON")
+    for command in ([*configure, *options], ["cmake", "--build", str(folder)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def host_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(scope="session")
+def aarch64_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which(CROSS) is None or shutil.which(QEMU) is None:
+        pytest.skip(f"needs {CROSS} and {QEMU}")
+    return build(
+        tmp_path_factory.mktemp("aarch64"),
+        f"-DCMAKE_CXX_COMPILER={CROSS}",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        "-DCMAKE_EXE_LINKER_FLAGS=-static",
+    )

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import struct
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +17,10 @@ from edgesparse_kernels import activations as integer
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.structured import StructuredMatrix
 
-NATIVE = Path(__file__).parents[1] / "native"
 ISAS = {"scalar": 0, "avx2": 1, "avx512": 2, "neon": 3, "dotprod": 4}
 LAYOUTS = {"nm4": 2, "n64": 3, "column16": 4, "block16x8": 5}
 NAMES = ["dense2", "dense3", "dense4", "dense8", "bitmask2", "bitmask3", "bitmask4", "bitmask8"]
-CROSS = "aarch64-linux-gnu-g++"
 QEMU = "qemu-aarch64-static"
-SANITIZE = "EDGESPARSE_SANITIZE" in os.environ  # `make sanitize`
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -72,35 +67,14 @@ def buffers_of(matrix) -> dict[str, bytes]:
     return {name: getattr(matrix, attributes.get(name, name), nothing).tobytes() for name in names}
 
 
-def build(folder: Path, *options: str) -> Path:
-    if shutil.which("cmake") is None or shutil.which("c++") is None:
-        pytest.skip("needs cmake and a C++ compiler")
-    configure = ["cmake", "-S", str(NATIVE), "-B", str(folder), "-DEDGESPARSE_BUILD_CASE_RUNNER=ON"]
-    if SANITIZE and not options:
-        configure.append("-DEDGESPARSE_SANITIZE=ON")
-    for command in ([*configure, *options], ["cmake", "--build", str(folder)]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder / "edgesparse_run_case"
+@pytest.fixture(scope="session")
+def host(host_build) -> Runner:
+    return Runner([str(host_build / "edgesparse_run_case")])
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory) -> Runner:
-    return Runner([str(build(tmp_path_factory.mktemp("host")))])
-
-
-@pytest.fixture(scope="session")
-def aarch64(tmp_path_factory) -> Runner:
-    if shutil.which(CROSS) is None or shutil.which(QEMU) is None:
-        pytest.skip(f"needs {CROSS} and {QEMU}")
-    program = build(
-        tmp_path_factory.mktemp("aarch64"),
-        f"-DCMAKE_CXX_COMPILER={CROSS}",
-        "-DCMAKE_SYSTEM_NAME=Linux",
-        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        "-DCMAKE_EXE_LINKER_FLAGS=-static",
-    )
-    return Runner([QEMU, "-cpu", "max", str(program)])
+def aarch64(aarch64_build) -> Runner:
+    return Runner([QEMU, "-cpu", "max", str(aarch64_build / "edgesparse_run_case")])
 
 
 @pytest.fixture(params=["scalar", *(["avx2", "avx512"] if IS_X86 else ["neon", "dotprod"])])

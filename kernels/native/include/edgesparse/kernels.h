@@ -119,6 +119,33 @@ EDGESPARSE_API edgesparse_status edgesparse_embedding(const edgesparse_matrix* m
                                                       const int64_t* indices, int64_t count,
                                                       float* out);
 
+/* Attention of `tokens` new tokens over a cache, for one sequence. Query heads share cached heads in
+ * equal groups, in order. */
+typedef struct edgesparse_attention {
+  int64_t heads, cached_heads, tokens, positions, width; /* width: dimensions of a head */
+  int32_t byte_cache; /* 0: float32 rows; 1: rows of `width` int8 and one float32, their scale */
+  float scaling;      /* of the products of queries and keys */
+  const float* query; /* [heads][tokens][width] */
+  const void* keys;   /* [cached_heads][positions] rows, of any alignment */
+  const void* values; /* likewise */
+  const float* mask;  /* [tokens][positions], added to the scaled products; or NULL. Positions with
+                         less than -1e30 are neither read nor counted. */
+  float* out;         /* [tokens][heads][width] */
+} edgesparse_attention;
+
+/* Bytes of workspace for the cached heads of one thread. */
+EDGESPARSE_API size_t edgesparse_attention_workspace_nbytes(const edgesparse_attention* attention);
+
+/* out = softmax(scaling * query keys' + mask) values, for the query heads of the cached heads
+ * [first_head, last_head). The same bits on every processor. */
+EDGESPARSE_API edgesparse_status edgesparse_attend(const edgesparse_attention* attention,
+                                                   int64_t first_head, int64_t last_head,
+                                                   void* workspace);
+
+/* Rows of a byte cache: out[r] is `width` int8, then the float32 largest |x[r]| / 127. */
+EDGESPARSE_API edgesparse_status edgesparse_quantize_rows(const float* x, int64_t rows,
+                                                          int64_t width, int8_t* out);
+
 /* The instruction set in use, the best this processor has; and whether one can be chosen instead. */
 EDGESPARSE_API edgesparse_isa edgesparse_current_isa(void);
 EDGESPARSE_API edgesparse_status edgesparse_choose_isa(edgesparse_isa isa);
