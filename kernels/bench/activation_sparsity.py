@@ -5,12 +5,14 @@
 For every linear layer but the head one threshold is taken from calibration text, at which the
 asked share of its activations is smaller (TEAL, 2408.14690, its uniform form: no training). Speed
 is that of all those layers' products, one row each, their weights column by column, against the
-same weights in tiles without skipping; weights lie where the caches left them.
+same weights in tiles without skipping; weights lie where the caches left them. Perplexity and
+speed may be found one at a time (``--only``), speed on a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 import sys
@@ -93,9 +95,11 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--validation", type=Path, required=True)
-    parser.add_argument("--window", type=int, default=256)
-    parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=60, help="of validation text")
     parser.add_argument("--levels", default="0,0.25,0.4,0.5,0.6,0.75")
+    parser.add_argument("--only", choices=["perplexity", "speed"], help="the other as found before")
+    parser.add_argument("--output", type=Path, default=Path("out/bench/skipping.json"))
     arguments = parser.parse_args()
     compressed = CompressedModel.load(arguments.model)
     module = build_decoded(compressed)
@@ -107,29 +111,51 @@ def main() -> None:
         ]
 
     seen = sample(module, windows(arguments.calibration, 8))
-    validation = windows(arguments.validation, arguments.windows)
-    levels = [float(level) for level in arguments.levels.split(",")]
-    runs, kept, found = {}, {}, {}
-    for level in levels:
-        thresholds = {
-            name: float(np.quantile(x.abs().numpy(), level)) if level else 0.0
-            for name, x in seen.items()
+    levels = {level: cuts(seen, float(level)) for level in arguments.levels.split(",")}
+    found = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    if arguments.only != "speed":
+        validation = windows(arguments.validation, arguments.windows)
+        found["perplexity"] = {
+            level: perplexity(module, validation, thresholds)
+            for level, thresholds in levels.items()
         }
-        kept[level] = np.mean([(x.abs() >= thresholds[n]).float().mean() for n, x in seen.items()])
-        found[level] = perplexity(module, validation, thresholds)
-        runs[str(level)] = by_columns(compressed, seen, thresholds)
-    runs["tiles"] = in_tiles(compressed, seen)
-    times = seconds(runs, 60)
-    sys.stdout.write(
-        "| activations kept | perplexity | products of a token, µs | × tiles |\n|---|---|---|---|\n"
-        f"| all, in tiles | {found[levels[0]]:.2f} | {1e6 * times['tiles']:.0f} | 1.00 |\n"
-    )
-    for level in levels:
-        spent = times[str(level)]
-        sys.stdout.write(
-            f"| {100 * kept[level]:.0f} % | {found[level]:.2f} | {1e6 * spent:.0f} "
-            f"| {times['tiles'] / spent:.2f} |\n"
+    if arguments.only != "perplexity":
+        runs = {level: by_columns(compressed, seen, each) for level, each in levels.items()}
+        found["seconds"] = seconds({**runs, "tiles": in_tiles(compressed, seen)}, 60)
+        found["kept"] = {level: kept(seen, thresholds) for level, thresholds in levels.items()}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(found, indent=1))
+    if {"perplexity", "seconds"} <= set(found):
+        sys.stdout.write(table(found))
+
+
+def cuts(seen: dict[str, Tensor], level: float) -> dict[str, float]:
+    """Return for each layer the magnitude below which this share of its activations is."""
+    if not level:
+        return dict.fromkeys(seen, 0.0)
+    return {name: float(np.quantile(x.abs().numpy(), level)) for name, x in seen.items()}
+
+
+def kept(seen: dict[str, Tensor], thresholds: dict[str, float]) -> float:
+    shares = [(x.abs() >= thresholds[name]).float().mean().item() for name, x in seen.items()]
+    return statistics.mean(shares)
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    """Return what skipping costs and saves, a line for each level."""
+    times, tiles = found["seconds"], found["seconds"]["tiles"]
+    lines = [
+        "| activations kept | perplexity | products of a token, µs | × all columns | × tiles |",
+        "|---|---|---|---|---|",
+        f"| all, in tiles | {found['perplexity']['0']:.2f} | {1e6 * tiles:.0f} "
+        f"| {times['0'] / tiles:.2f} | 1.00 |",
+    ]
+    for level, value in found["perplexity"].items():
+        lines.append(
+            f"| {100 * found['kept'][level]:.0f} % | {value:.2f} | {1e6 * times[level]:.0f} "
+            f"| {times['0'] / times[level]:.2f} | {tiles / times[level]:.2f} |"
         )
+    return "\n".join(lines) + "\n"
 
 
 def by_columns(

@@ -17,7 +17,7 @@ from edgesparse_kernels import activations as integer
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.structured import StructuredMatrix
 
-ISAS = {"scalar": 0, "avx2": 1, "avx512": 2, "neon": 3, "dotprod": 4}
+ISAS = {"scalar": 0, "avx2": 1, "avx512": 2, "neon": 3, "dotprod": 4, "i8mm": 5}
 LAYOUTS = {"nm4": 2, "n64": 3, "column16": 4, "block16x8": 5}
 NAMES = ["dense2", "dense3", "dense4", "dense8", "bitmask2", "bitmask3", "bitmask4", "bitmask8"]
 QEMU = "qemu-aarch64-static"
@@ -77,7 +77,7 @@ def aarch64(aarch64_build) -> Runner:
     return Runner([QEMU, "-cpu", "max", str(aarch64_build / "edgesparse_run_case")])
 
 
-@pytest.fixture(params=["scalar", *(["avx2", "avx512"] if IS_X86 else ["neon", "dotprod"])])
+@pytest.fixture(params=["scalar", *(["avx2", "avx512"] if IS_X86 else ["neon", "dotprod", "i8mm"])])
 def host_isa(request, host, make_matrix) -> str:
     matrix, _ = make_matrix("dense4", 1, 4)
     if (
@@ -134,10 +134,26 @@ def test_host_sparsities(host, host_isa, make_matrix, sparsity):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("isa", ["scalar", "neon", "dotprod"])
+@pytest.mark.parametrize("isa", ["scalar", "neon", "dotprod", "i8mm"])
 def test_aarch64_gives_the_same_bits(aarch64, make_matrix, name, isa):
     check(aarch64, make_matrix, name, (37, 300), isa=isa, group_size=64, batch=2)
     check(aarch64, make_matrix, name, (16, 131), isa=isa, group_size=20)
+
+
+@pytest.mark.parametrize(("batch", "group_size"), [(3, 20), (4, 64), (9, 20), (13, 4), (17, 500)])
+def test_batches_on_i8mm_give_the_same_bits(aarch64, make_matrix, batch, group_size):
+    """Four rows at once, rows left over, and groups of odd numbers of quads."""
+    for name in ("bitmask4", "dense8"):
+        check(aarch64, make_matrix, name, (33, 210), isa="i8mm", group_size=group_size, batch=batch)
+
+
+def test_a_processor_without_i8mm_takes_dot_products(aarch64, make_matrix):
+    older = Runner([QEMU, "-cpu", "neoverse-n1", *aarch64.command[3:]])
+    matrix, _ = make_matrix("dense4", 16, 128, group_size=64)
+    x = activations_for((4, 128))
+    assert older(matrix, x, activations=Activations.INT8, isa="i8mm") is None
+    found = older(matrix, x, activations=Activations.INT8, isa="dotprod")
+    assert np.array_equal(found[0], integer.matmul(x, matrix, Activations.INT8))
 
 
 STRUCTURED = [
@@ -159,7 +175,7 @@ def test_host_structured(host, host_isa, make_structured, case, shape, group_siz
     compare(host, matrix, weights, isa=host_isa, batch=3)
 
 
-@pytest.mark.parametrize("isa", ["scalar", "neon", "dotprod"])
+@pytest.mark.parametrize("isa", ["scalar", "neon", "dotprod", "i8mm"])
 @pytest.mark.parametrize("case", STRUCTURED, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}")
 def test_aarch64_structured_gives_the_same_bits(aarch64, make_structured, case, isa):
     for shape, group_size in (((37, 300), 128), ((16, 1100), 100_000), ((5, 131), 20)):

@@ -73,10 +73,8 @@ class ColumnTile {
     for (; quad + 2 <= quads; quad += 2) {
       __builtin_prefetch(codes_ + kCodesAhead);
       const auto low = Isa::low(codes_), high = Isa::high(codes_);
-      for (int plane = 0; plane < Planes; ++plane) {
-        Isa::dot_lanes(even_[plane], low, piece.digits[plane] + kQuad * quad);
-        Isa::dot_lanes(odd_[plane], high, piece.digits[plane] + kQuad * quad + kQuad);
-      }
+      for (int plane = 0; plane < Planes; ++plane)
+        dot_octet<Isa>(even_[plane], low, odd_[plane], high, piece.digits[plane] + kQuad * quad);
       codes_ += kCell;
     }
     if (quad == quads) return;

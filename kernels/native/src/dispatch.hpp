@@ -15,5 +15,6 @@ TileKernel avx2_kernel();
 TileKernel avx512_kernel();
 TileKernel neon_kernel();
 TileKernel dotprod_kernel();
+TileKernel i8mm_kernel();
 
 }  // namespace edgesparse_native

@@ -96,14 +96,20 @@ TileKernel kernel_of(edgesparse_isa isa) {
 #else
       return edgesparse_native::dotprod_kernel();  // every 64-bit Apple processor since the A11
 #endif
+    case EDGESPARSE_I8MM:
+#if defined(__linux__) && defined(HWCAP2_I8MM)
+      return getauxval(AT_HWCAP2) & HWCAP2_I8MM ? edgesparse_native::i8mm_kernel() : nullptr;
+#else
+      return nullptr;  // no way to ask
+#endif
 #endif
     default: return nullptr;
   }
 }
 
 edgesparse_isa best() {
-  for (const edgesparse_isa isa : {EDGESPARSE_AVX512, EDGESPARSE_AVX2, EDGESPARSE_DOTPROD,
-                                   EDGESPARSE_NEON})
+  for (const edgesparse_isa isa : {EDGESPARSE_AVX512, EDGESPARSE_AVX2, EDGESPARSE_I8MM,
+                                   EDGESPARSE_DOTPROD, EDGESPARSE_NEON})
     if (kernel_of(isa)) return isa;
   return EDGESPARSE_SCALAR;
 }

@@ -30,9 +30,9 @@ void linear_tiles(const edgesparse_matrix& matrix, const void* workspace, int64_
     const bool streams = !is_structured(matrix) && batch == 1 && matrix.bits == 4 &&
                          matrix.group_size % 8 == 0;
     if (activations != EDGESPARSE_FLOAT32 && (streams || can_gather(matrix))) {
-      const auto tile_kernel = streams ? (prepared.planes == 2 ? four_bit_tile<Isa, 2>
-                                                               : four_bit_tile<Isa, 1>)
-                                       : gather_kernel<Isa>(matrix, prepared.planes);
+      const auto tile_kernel = !streams ? gather_kernel<Isa>(matrix, prepared.planes)
+                               : is_dense(matrix) ? four_bit_kernel<Isa, true>(prepared.planes)
+                                                  : four_bit_kernel<Isa, false>(prepared.planes);
       // A tile stays in the cache while all rows of the batch meet it.
       for (int64_t tile = first_tile; tile < last_tile; ++tile)
         for (int64_t m = 0; m < batch; ++m) tile_kernel(matrix, prepared, tile, m, bias, out);

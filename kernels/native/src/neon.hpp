@@ -1,4 +1,5 @@
-// AArch64 NEON; with the dot product instructions where the file that includes this is built with them.
+// AArch64 NEON; with the dot product instructions, and those that multiply matrices of int8, where the
+// file that includes this is built with them.
 #pragma once
 
 #include <arm_neon.h>
@@ -37,19 +38,27 @@ struct Neon : Portable {
     for (int i = 0; i < 4; ++i) lanes.part[i] = high_nibbles(vld1q_u8(codes + 16 * i));
     return lanes;
   }
-  static Lanes expand_low(const uint8_t* codes, uint64_t mask) {
-    const uint64_t before = bytes_before(mask);
-    Lanes lanes;
-    for (int i = 0; i < 4; ++i)
-      lanes.part[i] = low_nibbles(sixteen(codes, before, mask, 16 * i));
-    return lanes;
+  static constexpr bool kOctets = true;
+  static void expand_octet(const uint8_t*& evens, const uint8_t*& odds, const uint8_t* masks,
+                           Lanes& low, Lanes& high) {
+    const uint64x2_t counts = vreinterpretq_u64_u8(vcntq_u8(vld1q_u8(masks)));
+    const uint64_t even = load_u64(masks), odd = load_u64(masks + 8);
+    const uint64_t even_sums = prefix_sums(vgetq_lane_u64(counts, 0));
+    const uint64_t odd_sums = prefix_sums(vgetq_lane_u64(counts, 1));
+    for (int i = 0; i < 4; ++i) {
+      low.part[i] = low_nibbles(sixteen(evens, even_sums, even, 16 * i));
+      high.part[i] = high_nibbles(sixteen(odds, odd_sums, odd, 16 * i));
+    }
+    evens += even_sums >> 56;
+    odds += odd_sums >> 56;
   }
-  static Lanes expand_high(const uint8_t* codes, uint64_t mask) {
-    const uint64_t before = bytes_before(mask);
-    Lanes lanes;
-    for (int i = 0; i < 4; ++i)
-      lanes.part[i] = high_nibbles(sixteen(codes, before, mask, 16 * i));
-    return lanes;
+  static void dot_octet(Sums& even, const Lanes& low, Sums& odd, const Lanes& high,
+                        const int8_t* digits) {
+    const int8x8_t eight = vld1_s8(digits);
+    for (int i = 0; i < 4; ++i) {
+      even.four[i] = multiply_add<0>(even.four[i], low.part[i], eight);
+      odd.four[i] = multiply_add<1>(odd.four[i], high.part[i], eight);
+    }
   }
   static Sums start(int32_t value) {
     const int32x4_t all = vdupq_n_s32(value);
@@ -80,28 +89,28 @@ struct Neon : Portable {
   template <int Octet>
   static Bytes pick8(const int8_t* x, const Bytes& places) {
     const uint8x16_t eight =
-        vreinterpretq_u8_u64(vdupq_n_u64(load_u64(reinterpret_cast<const uint8_t*>(x))));
+        vcombine_u8(vld1_u8(reinterpret_cast<const uint8_t*>(x)), vdup_n_u8(0));
     const uint8x16_t second = vreinterpretq_u8_u32(vdupq_n_u32(0x04040000));
     Bytes picked;
     for (int i = 0; i < 4; ++i) {
-      const uint8x16_t place = vandq_u8(down<2 * Octet>(places.part[i]), vdupq_n_u8(3));
-      picked.part[i] = vqtbl1q_u8(eight, vorrq_u8(place, second));
+      const uint8x16_t place = vbslq_u8(vdupq_n_u8(3), down<2 * Octet>(places.part[i]), second);
+      picked.part[i] = vqtbl1q_u8(eight, place);
     }
     return picked;
   }
   template <int Quarter>
   static Bytes pick64(const int8_t* x, const uint8_t* index) {
-    constexpr int kUp = Quarter < 2 ? 4 - 2 * Quarter : 0, kDown = Quarter == 3 ? 2 : 0;
     const auto* at = reinterpret_cast<const uint8_t*>(x);
     const uint8x16x4_t window = {
         {vld1q_u8(at), vld1q_u8(at + 16), vld1q_u8(at + 32), vld1q_u8(at + 48)}};
     Bytes picked;
     for (int i = 0; i < 4; ++i) {
       const uint8x16_t low = vld1q_u8(index + Quarter / 2 * kCell + 16 * i);
-      const uint8x16_t high = down<kDown>(vshlq_n_u8(vld1q_u8(index + 2 * kCell + 16 * i), kUp));
-      const uint8x16_t place = vorrq_u8(vandq_u8(down<Quarter % 2 * 4>(low), vdupq_n_u8(15)),
-                                        vandq_u8(high, vdupq_n_u8(0x30)));
-      picked.part[i] = vqtbl4q_u8(window, place);
+      // Two bits of every other quarter, so that what a shift leaves above or below them is 0.
+      uint8x16_t high = vandq_u8(vld1q_u8(index + 2 * kCell + 16 * i),
+                                 vdupq_n_u8(Quarter % 2 ? 0xCC : 0x33));
+      __asm__("" : "+w"(high));  // else clang shifts first and masks each quarter by itself
+      picked.part[i] = vqtbl4q_u8(window, place64<Quarter>(low, high));
     }
     return picked;
   }
@@ -133,10 +142,9 @@ struct Neon : Portable {
   static void expand(const uint8_t* codes, uint64_t mask, int shift, int low, uint8_t* lanes) {
     const int8x16_t amount = vdupq_n_s8(static_cast<int8_t>(-shift));
     const uint8x16_t bits = vdupq_n_u8(static_cast<uint8_t>(low));
-    const uint64_t before = bytes_before(mask);
+    const uint64_t sums = prefix_sums_of(mask);
     for (int i = 0; i < 64; i += 16)
-      vst1q_u8(lanes + i,
-               vandq_u8(vshlq_u8(sixteen(codes, before, mask, i), amount), bits));
+      vst1q_u8(lanes + i, vandq_u8(vshlq_u8(sixteen(codes, sums, mask, i), amount), bits));
   }
 
   static void to_signed(uint8_t* lanes, int64_t count, uint8_t sign) {
@@ -161,6 +169,42 @@ struct Neon : Portable {
     }
   }
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  static constexpr bool kFours = true;
+  // One instruction multiplies two rows of weights, eight columns each, by two rows of digits: twice
+  // the products of a dot product. Eight columns of a row are four bytes of two neighbouring cells.
+  static void dot_fours(int32_t* const* totals, const uint8_t* lanes, const int8_t* const* digits,
+                        int64_t quads) {
+    int32x4_t sums[2][8] = {};  // [pair of digits][pair of rows]: row, row, next row, next row
+    int64_t quad = 0;
+    for (; quad + 2 <= quads; quad += 2, lanes += 2 * kCell) {
+      int8x16_t pairs[2];
+      for (int p = 0; p < 2; ++p)
+        pairs[p] = vcombine_s8(vld1_s8(digits[2 * p] + kQuad * quad),
+                               vld1_s8(digits[2 * p + 1] + kQuad * quad));
+      for (int i = 0; i < 4; ++i) {
+        const int32x4_t cell = vreinterpretq_s32_u8(vld1q_u8(lanes + 16 * i));
+        const int32x4_t next = vreinterpretq_s32_u8(vld1q_u8(lanes + kCell + 16 * i));
+        const int8x16_t upper = vreinterpretq_s8_s32(vzip1q_s32(cell, next));
+        const int8x16_t lower = vreinterpretq_s8_s32(vzip2q_s32(cell, next));
+        for (int p = 0; p < 2; ++p) {
+          sums[p][2 * i] = vmmlaq_s32(sums[p][2 * i], upper, pairs[p]);
+          sums[p][2 * i + 1] = vmmlaq_s32(sums[p][2 * i + 1], lower, pairs[p]);
+        }
+      }
+    }
+    for (int j = 0; j < 4; ++j) {
+      Sums total = load(totals[j]);
+      if (quad < quads) dot(total, lanes, digits[j] + kQuad * quad, 8);
+      for (int i = 0; i < 4; ++i) {
+        const int32x4_t a = sums[j / 2][2 * i], b = sums[j / 2][2 * i + 1];
+        total.four[i] = vaddq_s32(total.four[i], j % 2 ? vuzp2q_s32(a, b) : vuzp1q_s32(a, b));
+      }
+      store(total, totals[j]);
+    }
+  }
+#endif
+
   static void float_dots(float* totals, const uint8_t* lanes, const uint8_t* x, int64_t quads,
                          float /*offset*/) {
     for (int64_t q = 0; q < quads; ++q) {
@@ -178,6 +222,15 @@ struct Neon : Portable {
   }
 
  private:
+  // Six bits: four of a nibble of `low`, and above them the two of this quarter in `high`.
+  template <int Quarter>
+  static uint8x16_t place64(uint8x16_t low, uint8x16_t high) {
+    if constexpr (Quarter == 0) return vsliq_n_u8(vandq_u8(low, vdupq_n_u8(15)), high, 4);
+    else if constexpr (Quarter == 1) return vsriq_n_u8(vshlq_n_u8(high, 2), low, 4);
+    else if constexpr (Quarter == 2) return vbslq_u8(vdupq_n_u8(15), low, high);
+    else return vsriq_n_u8(vshrq_n_u8(high, 2), low, 4);
+  }
+
   template <int Bits>
   static uint8x16_t down(uint8x16_t bytes) {
     if constexpr (Bits == 0) return bytes;
@@ -196,6 +249,17 @@ struct Neon : Portable {
 #endif
   }
 
+  // Likewise, with four of eight digits.
+  template <int Half>
+  static int32x4_t multiply_add(int32x4_t sums, int8x16_t codes, int8x8_t digits) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_lane_s32(sums, codes, digits, Half);
+#else
+    const int32x4_t four = vdupq_lane_s32(vreinterpret_s32_s8(digits), Half);
+    return multiply_add(sums, codes, vreinterpretq_s8_s32(four));
+#endif
+  }
+
   static int8x16_t low_nibbles(uint8x16_t bytes) {
     return vreinterpretq_s8_u8(vshlq_n_u8(bytes, 4));
   }
@@ -203,15 +267,15 @@ struct Neon : Portable {
     return vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(0xF0)));
   }
 
-  // Byte i: how many bits are set below byte i of the mask.
-  static uint64_t bytes_before(uint64_t mask) {
-    const uint64_t counts = vget_lane_u64(vreinterpret_u64_u8(vcnt_u8(vcreate_u8(mask))), 0);
-    return (counts * 0x0101010101010101u) << 8;
+  // Byte i: the sum of bytes 0 to i. Of the bits set in each byte of a mask, the last is that of all.
+  static uint64_t prefix_sums(uint64_t counts) { return counts * 0x0101010101010101u; }
+  static uint64_t prefix_sums_of(uint64_t mask) {
+    return prefix_sums(vget_lane_u64(vreinterpret_u64_u8(vcnt_u8(vcreate_u8(mask))), 0));
   }
 
   // Lanes `bit` to `bit` + 15.
-  static uint8x16_t sixteen(const uint8_t* codes, uint64_t before, uint64_t mask, int bit) {
-    return vcombine_u8(eight(codes, before, mask, bit), eight(codes, before, mask, bit + 8));
+  static uint8x16_t sixteen(const uint8_t* codes, uint64_t sums, uint64_t mask, int bit) {
+    return vcombine_u8(eight(codes, sums, mask, bit), eight(codes, sums, mask, bit + 8));
   }
 
   static void accumulate(float* to, int32x4_t codes, float32x4_t x) {
@@ -219,8 +283,8 @@ struct Neon : Portable {
   }
 
   // Lanes `bit` to `bit` + 7.
-  static uint8x8_t eight(const uint8_t* codes, uint64_t before, uint64_t mask, int bit) {
-    const uint8x8_t bytes = vld1_u8(codes + (before >> bit & 255));
+  static uint8x8_t eight(const uint8_t* codes, uint64_t sums, uint64_t mask, int bit) {
+    const uint8x8_t bytes = vld1_u8(codes + (bit ? sums >> (bit - 8) & 255 : 0));
     return vtbl1_u8(bytes, vld1_u8(kExpand.shuffle[mask >> bit & 255]));
   }
 };

@@ -9,6 +9,8 @@ namespace edgesparse {
 struct Portable {
   static constexpr bool kOffset = false;
   static constexpr bool kFused = false;
+  static constexpr bool kFours = false;
+  static constexpr bool kOctets = false;
 
   struct Sums {
     int32_t row[kTileRows];

@@ -4,6 +4,7 @@
 //   Isa::expand    64 lanes from a stream: the bits `low` of the bytes >> shift, where the mask is set
 //   Isa::Sums      16 int32, one for each row of a tile
 //   Isa::dot       sums[r] += the four lanes of row r times four digits
+//   Isa::kFours    true: Isa::dot_fours does that for four rows of digits and all quads of a chunk
 //
 // The integers do not depend on the instruction set, and floats are computed from them in one order
 // without fused multiply-add, so integer activations give the same bits everywhere.
@@ -122,14 +123,26 @@ void integer_tile(const edgesparse_matrix& matrix, const Workspace& prepared, in
     for (int64_t quad = group * group_quads; quad < end; quad += kChunk) {
       const int64_t quads = min(kChunk, end - quad);
       decoder.next(quad, quads, lanes);
-      for (int64_t m = 0; m < count; ++m)
-        for (int64_t plane = 0; plane < prepared.planes; ++plane) {
-          typename Isa::Sums dots = Isa::load(totals[m][plane]);
-          const int8_t* digits = prepared.digits(first + m, plane) + kQuad * quad;
-          for (int64_t i = 0; i < quads; ++i)
-            Isa::dot(dots, lanes + kCell * i, digits + kQuad * i, matrix.bits);
-          Isa::store(dots, totals[m][plane]);
+      const int64_t fours = Isa::kFours ? count * prepared.planes / 4 * 4 : 0;
+      if constexpr (Isa::kFours)
+        for (int64_t row = 0; row < fours; row += 4) {
+          int32_t* to[4];
+          const int8_t* digits[4];
+          for (int64_t j = 0; j < 4; ++j) {
+            const int64_t m = (row + j) / prepared.planes, plane = (row + j) % prepared.planes;
+            to[j] = totals[m][plane];
+            digits[j] = prepared.digits(first + m, plane) + kQuad * quad;
+          }
+          Isa::dot_fours(to, lanes, digits, quads);
         }
+      for (int64_t row = fours; row < count * prepared.planes; ++row) {
+        const int64_t m = row / prepared.planes, plane = row % prepared.planes;
+        typename Isa::Sums dots = Isa::load(totals[m][plane]);
+        const int8_t* digits = prepared.digits(first + m, plane) + kQuad * quad;
+        for (int64_t i = 0; i < quads; ++i)
+          Isa::dot(dots, lanes + kCell * i, digits + kQuad * i, matrix.bits);
+        Isa::store(dots, totals[m][plane]);
+      }
     }
     float scales[kTileRows];
     load_scales<Isa>(matrix, tile, group, scales);

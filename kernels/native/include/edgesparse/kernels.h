@@ -45,7 +45,8 @@ typedef enum edgesparse_isa {
   EDGESPARSE_AVX2 = 1,   /* with FMA */
   EDGESPARSE_AVX512 = 2, /* with BW, VL, VBMI2, VNNI */
   EDGESPARSE_NEON = 3,   /* AArch64 */
-  EDGESPARSE_DOTPROD = 4 /* NEON with the dot product instructions */
+  EDGESPARSE_DOTPROD = 4, /* NEON with the dot product instructions */
+  EDGESPARSE_I8MM = 5     /* with those that multiply matrices of int8, too */
 } edgesparse_isa;
 
 /* The layouts, named as their byte maps are; all but the first two have 4-bit codes. */
