@@ -85,11 +85,12 @@ def measure(args: argparse.Namespace, captured: CapturedModel, judge: Judge) -> 
         for seed in args.seeds:
             start = time.perf_counter()
             small = es.compress(
-                captured, row.plan(captured), calibration, windows=WINDOWS, device=args.device,
-                seed=seed,
+                captured, row.plan(captured), calibration, windows=args.windows,
+                device=args.device, seed=seed,
             )  # fmt: skip
             seconds = time.perf_counter() - start
-            yield record(row, small, judge, seed=seed, seconds=seconds, bar=row.bar)
+            found = record(row, small, judge, seed=seed, seconds=seconds, bar=row.bar)
+            yield found if args.windows == WINDOWS else {**found, "windows": args.windows}
             if training is not None and row.recovery is not None and seed == args.seeds[0]:
                 yield recovered(row, small, training, judge, args.device)
 
@@ -156,6 +157,7 @@ def main() -> None:
     parser.add_argument("--training", type=Path)
     parser.add_argument("--rows", default="", help="a regular expression of `case, method`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="of calibration")
     parser.add_argument("--peers", type=Path, help="score these results instead of running rows")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=Path("docs/accuracy.json"))

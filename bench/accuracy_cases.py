@@ -28,7 +28,10 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to one case; ``bar`` is the highest acceptable ratio to the dense perplexity."""
+    """One way to one case; ``bar`` is the highest acceptable ratio to the dense perplexity.
+
+    ``group`` 0 is one scale for the tensor, or with scheme ``table`` one table.
+    """
 
     pattern: str
     sparsity: float
@@ -37,17 +40,21 @@ class Row:
     group: int = 128
     bar: float | None = None
     recovery: Recovery | None = None
+    scheme: str = "symmetric"
+    quantizer: str = "gptq"
 
     @property
     def case(self) -> str:
         """Return the name of the case."""
+        if self.scheme == "table":
+            return f"{self.bits}-bit table"
         return case_name(self.pattern, self.sparsity, self.bits, self.group)
 
     @property
     def how(self) -> str:
         """Return the method's name."""
         parts = [self.method] if self.sparsity else []
-        return " + ".join([*parts, *(["gptq"] if self.bits < 16 else [])])
+        return " + ".join([*parts, *([self.quantizer] if self.bits < 16 else [])])
 
     def plan(self, captured: CapturedModel) -> es.Plan:
         """Return the plan that does the same to every linear layer."""
@@ -57,7 +64,9 @@ class Row:
             method=self.method or "magnitude",
             bits=self.bits,
             group_size=self.group,
-            quantizer="gptq",
+            one_scale=self.group == 0 and self.scheme != "table",
+            scheme=self.scheme,
+            quantizer=self.quantizer,
         )
         return es.plan(captured, es.Recipe((rule,)))
 
@@ -66,7 +75,7 @@ def case_name(pattern: str, sparsity: float, bits: int, group: int) -> str:
     """Return the name of a case, the same for every tool."""
     kept = f"{sparsity:.0%}".replace("%", " %") if pattern == "unstructured" else pattern
     kept += f" {sparsity:.0%}".replace("%", " %") if "x" in pattern else ""
-    stored = "" if bits == 16 else f"{bits}-bit g{group}"
+    stored = "" if bits == 16 else f"{bits}-bit {f'g{group}' if group else 'one scale'}"
     return " + ".join(part for part in (kept if sparsity else "", stored) if part)
 
 
@@ -92,6 +101,7 @@ _ANY = "unstructured"
 ROWS = [
     Row(_ANY, 0.5, "magnitude"),
     Row(_ANY, 0.5, "wanda"),
+    Row(_ANY, 0.5, "sparsegpt-fast"),
     Row(_ANY, 0.5, "sparsegpt"),
     Row(_ANY, 0.5, "admm", bar=1.13),
     Row(_ANY, 0.6, "wanda"),
@@ -105,6 +115,9 @@ ROWS = [
     Row(_ANY, 0.0, "", 4, 32, bar=1.012),
     Row(_ANY, 0.0, "", 4, 128),
     Row(_ANY, 0.0, "", 3, 128, bar=1.065),
+    Row(_ANY, 0.0, "", 4, 0),
+    Row(_ANY, 0.0, "", 4, 0, scheme="table", quantizer="rtn"),
+    Row(_ANY, 0.0, "", 4, 0, scheme="table"),
     Row(_ANY, 0.5, "sparsegpt", 4, 128),
     Row(_ANY, 0.5, "admm", 4, 128, bar=1.155, recovery=Recovery(0.99)),
     Row(_ANY, 0.7, "admm", 4, 128, recovery=Recovery(1.03, lr=2e-3)),

@@ -99,6 +99,20 @@ def cell(row: dict | None) -> str:
     return "–" if row is None else f"{of(row):.3f} ({row['how']})"
 
 
+def times(records: list[dict]) -> list[str]:
+    """Return the table of seconds and memory."""
+    lines = [
+        "| machine | windows | case | tool | seconds | most on the device | most on the host |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        cells = [r["machine"], str(r["windows"][0]), r["case"], r["tool"], number(r["seconds"], 1)]
+        sizes = (r["cuda_peak_bytes"], r["host_peak_bytes"])
+        cells += ["–" if size is None else f"{size / 1e9:.1f} GB" for size in sizes]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def page(data: dict) -> str:
     """Return the whole page."""
     rows, dense = data["rows"], data["dense_perplexity"]
@@ -110,6 +124,9 @@ def page(data: dict) -> str:
     if "peers_note" in data:
         note = textwrap.fill(data["peers_note"], 100)
         lines += ["## Beside other tools", "", note, "", *beside_peers(rows), ""]
+    if "times" in data:
+        note = textwrap.fill(data["times_note"], 100)
+        lines += ["## Time and memory", "", note, "", *times(data["times"]), ""]
     for section in data.get("sections", []):
         lines += [f"## {section['title']}", "", textwrap.fill(section["text"], 100), ""]
         if section.get("table"):

@@ -33,7 +33,7 @@ from edgesparse.planner import TensorPlan
 # that a block of bench/larger_than_memory.py is foreseen to take what it was seen to take.
 _SOLVE_COPIES = 9
 _WHOLE_COPIES = 4  # of a tensor solved some rows at a time
-_SQUARES = 6  # float32 [K, K] beside the statistics, for methods that factorize them
+_SQUARES = 8  # float32 [K, K] beside the statistics: what is factorized, and what is kept of it
 _RUN_COPIES = 3  # of the outputs of a block's layers
 _MARGIN = 1.05
 

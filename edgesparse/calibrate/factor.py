@@ -32,15 +32,16 @@ def factorize(H: Tensor, damping: float) -> Factor:
         H: float32 [K, K], symmetric, positive semidefinite.
         damping: Relative to the mean of the diagonal; more than 0.
     """
-    reverse = H.double().flip(0, 1)
+    reverse = H.flip(0, 1).double()
     diagonal = reverse.diagonal()
     dead = diagonal <= 0
     mean = diagonal[~dead].mean() if bool((~dead).any()) else diagonal.new_zeros(())
     diagonal.copy_(torch.where(dead, torch.ones_like(diagonal), diagonal + damping * mean))
     lower = torch.linalg.cholesky(reverse)
-    del reverse, diagonal
+    del reverse, diagonal  # of many columns these squares are what takes memory
     inverse = _inverse_of_lower(lower)
-    return Factor(inverse.flip(0, 1).float(), dead.flip(0))
+    del lower
+    return Factor(inverse.float().flip(0, 1), dead.flip(0))
 
 
 def _inverse_of_lower(L: Tensor) -> Tensor:

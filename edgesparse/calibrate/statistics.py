@@ -161,9 +161,9 @@ class Accumulator:
         samples, unpaired = torch.tensor(self._samples), torch.tensor(int(not self._is_paired))
         if team is not None:
             team.add_up(samples, unpaired, self._norm, self._hessian, self._cross)
-        sums = [self._norm, self._hessian, None if unpaired else self._cross]
-        self._norm = self._hessian = self._cross = None  # one at a time in both types
-        norm, hessian, cross = (None if total is None else total.float() for total in sums)
+        cross, self._cross = None if unpaired else _rounded(self._cross), None
+        norm, self._norm = _rounded(self._norm), None  # one at a time in both types
+        hessian, self._hessian = _rounded(self._hessian), None
         if hessian is not None:
             hessian = hessian.triu_().add_(hessian.triu(1).T)
         return Statistics(
@@ -173,6 +173,10 @@ class Accumulator:
             hessian=hessian,
             dense_cross=cross,
         )
+
+
+def _rounded(total: Tensor | None) -> Tensor | None:
+    return None if total is None else total.float()
 
 
 def _stripes(columns: int) -> Iterator[slice]:
