@@ -171,3 +171,25 @@ def test_room_is_given_back() -> None:
     calibrate(model, [batch], dict.fromkeys(names, DENSE), solve, resources=resources)
     assert min(seen) < 1 << 20
     assert seen[4] == seen[0] == 1 << 20  # the first group of either block
+
+
+def test_a_language_model_comes_out_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    import edgesparse as es
+
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=60, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    captured = es.load(LlamaForCausalLM(config).eval())
+    rule = es.Rule(bits=4, group_size=16, pattern=es.Pattern(sparsity=0.5), method="sparsegpt")
+    plan = es.plan(captured, es.Recipe((rule,)))
+    tokens = torch.randint(0, 60, (640,), generator=torch.Generator().manual_seed(0))
+    kept = es.compress(captured, plan, tokens, window=32)
+    monkeypatch.setattr(Room, "on", lambda _: Room(0))
+    again = es.compress(captured, plan, tokens, window=32)
+    assert kept.errors == again.errors
+    for name, packed in kept.packed.items():
+        assert (packed.decode() == again.packed[name].decode()).all()
