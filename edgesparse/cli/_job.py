@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +10,27 @@ from typing import TYPE_CHECKING, Any
 from edgesparse.cli._calibration import Data
 from edgesparse.cli._console import Step, command_line, remark, show, verbosity, working
 from edgesparse.cli._options import cache_directory
+from edgesparse.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgesparse.budget import Budget
     from edgesparse.compression import Progress
     from edgesparse.model import CapturedModel, CompressedModel
     from edgesparse.planner import Plan
+    from edgesparse.planner.cutting import Way
     from edgesparse.recipe import Recipe
     from edgesparse.report.comparison import Comparison
 
 
 def carry_out(
-    captured: CapturedModel, plan: Plan, data: Data, *, compare: bool, **solver: Any
+    captured: CapturedModel,
+    plan: Plan,
+    data: Data,
+    *,
+    compare: bool,
+    dense: CapturedModel | None = None,
+    minutes: float | None = None,
+    **solver: Any,
 ) -> tuple[CompressedModel, Comparison | None]:
     """Compress by ``plan`` and, when asked to compare, by its equal-byte alternative too.
 
@@ -29,6 +39,8 @@ def carry_out(
         plan: What to do.
         data: What to calibrate and to measure on.
         compare: Measure the result against the dense model and the alternative.
+        dense: The dense model, where ``captured`` is what a cut left of it.
+        minutes: Time to recover in, with the dense model as the teacher; None for none.
         **solver: Options of ``edgesparse.compression.compress``.
 
     Returns:
@@ -38,6 +50,8 @@ def carry_out(
 
     with working("compressing") as step:
         compressed = compress(captured, plan, data.calibration, progress=_each(step), **solver)
+    if minutes is not None:
+        compressed = _recovered(compressed, dense or captured, data, minutes, solver)
     compressed = _with_metadata(compressed, command=command_line())
     team = solver.get("team")
     if not compare:
@@ -48,8 +62,29 @@ def carry_out(
         )
     if team is not None and not team.leads:  # one process measures
         return compressed, None
-    comparison = _measure(captured, compressed, alternative, data)
+    comparison = _measure(dense or captured, compressed, alternative, data)
     return _with_metadata(compressed, evaluation=comparison.to_json()), comparison
+
+
+def _recovered(
+    compressed: CompressedModel,
+    dense: CapturedModel,
+    data: Data,
+    minutes: float,
+    solver: Mapping[str, Any],
+) -> CompressedModel:
+    """Return the model distilled from the dense one on what it was calibrated on."""
+    from edgesparse.recovery import RecoveryProgress, recover
+
+    with working("recovering") as step:
+
+        def each(progress: RecoveryProgress) -> None:
+            step(int(1000 * progress.fraction), 1000)
+
+        return recover(
+            compressed, teacher=dense, data=data.calibration, minutes=minutes,
+            window=solver["window"], seed=solver["seed"], device=solver["device"], progress=each,
+        )  # fmt: skip
 
 
 def _with_metadata(compressed: CompressedModel, **values: Any) -> CompressedModel:
@@ -87,6 +122,60 @@ def better_plan(
     return make_plan(
         captured, recipe, budget=plan.budget, target=plan.target, sensitivity=sensitivity
     )
+
+
+def way_of(
+    captured: CapturedModel,
+    recipe: Recipe | None,
+    budget: Budget | None,
+    target: str | None,
+    calibration: object,
+    **options: Any,
+) -> Way:
+    """Return the cheapest way to keep the budget, cutting whole parts out first among them.
+
+    ``options`` are ``window`` and ``seed``.
+
+    Raises:
+        UsageError: There is no budget, or nothing to measure losses on.
+        BudgetExceeded: None keeps it.
+    """
+    if budget is None or budget.is_unlimited or calibration is None:
+        raise UsageError(
+            "--allow structured weighs cuts against a --budget, by what they lose on --calibration"
+        )
+    from edgesparse.planner.cutting import Search, best_way
+    from edgesparse.planner.sensitivity import measure_sensitivity
+
+    with working("measuring which tensors the model minds") as step:
+        sensitivity = measure_sensitivity(
+            captured, calibration, cache=cache_directory(), progress=step, **options
+        )
+    with working("cutting whole parts out, for a try"):
+        return best_way(
+            Search(
+                captured=captured, recipe=recipe, budget=budget, target=target,
+                calibration=calibration, sensitivity=sensitivity, tried=_tried, **options,
+            )
+        )  # fmt: skip
+
+
+def _tried(words: str, cut: float, whole: float | None) -> None:
+    said = "no way within the budget" if whole is None else f"{whole:.4f} with the plan of the rest"
+    remark(f"without {words}: loss {cut:.4f}, {said}")
+
+
+def cut_first(way: Way, output: Path, *, force: bool) -> CapturedModel:
+    """Return the model a way plans; what a cut left is written beside ``output`` and read again."""
+    if way.cuts is None:
+        remark("no cut of whole parts is cheaper than what the plan does alone")
+        return way.captured
+    from edgesparse.capture import load
+    from edgesparse.structured.writing import write_either
+
+    path = write_either(way.captured, output.with_name(f"{output.name}-cut"), force=force)
+    remark(f"cut {way.words}: loss {way.cut_loss:.4f}; what is left is at {path}")
+    return load(path)
 
 
 def shared_out(

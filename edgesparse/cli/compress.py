@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from edgesparse.budget import Budget, format_size
-from edgesparse.cli import _calibration, _job
+from edgesparse.cli import _job
+from edgesparse.cli import _preparing as preparing
 from edgesparse.cli._console import remark, show, show_json
 from edgesparse.cli._options import (
+    allow_option,
     budget_option,
     common,
     deflate_option,
@@ -22,12 +24,7 @@ from edgesparse.cli._options import (
     target_option,
     text_option,
 )
-
-if TYPE_CHECKING:
-    from edgesparse.calibrate.team import Team
-    from edgesparse.model import CapturedModel
-    from edgesparse.planner import Plan
-    from edgesparse.recipe import Recipe
+from edgesparse.cli.export import require_predicted, show_written, write, written_json
 
 
 @click.command(short_help="Plan, prune, quantize, pack, measure, save.")
@@ -42,6 +39,11 @@ if TYPE_CHECKING:
 @recipe_options
 @budget_option
 @target_option
+@allow_option
+@click.option(
+    "--recover", "minutes", type=float, metavar="MINUTES",
+    help="Then train for so long on the calibration, with the dense model as the teacher.",
+)  # fmt: skip
 @text_option
 @click.option("--windows", type=int, help="Windows of text to calibrate on; at most 256 if unset.")
 @click.option("--window", default=512, show_default=True, help="Tokens in a window of text.")
@@ -58,6 +60,10 @@ if TYPE_CHECKING:
 @click.option("--memory-limit", "limit", metavar="SIZE", help="Memory this process may hold: 3GB.")
 @click.option("--resume", is_flag=True, help="Go on with the finished layers of an earlier run.")
 @click.option("--no-compare", is_flag=True, help="Measure nothing, nor the equal-byte alternative.")
+@click.option(
+    "--export", "artifact", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write the target's file too, and hold its size and memory against the plan.",
+)  # fmt: skip
 @deflate_option
 @force_option
 @common
@@ -67,6 +73,8 @@ def compress(
     calibration: Path | None,
     budget: Budget | None,
     target: str | None,
+    allow: tuple[str, ...],
+    minutes: float | None,
     text: Path | None,
     windows: int | None,
     window: int,
@@ -77,6 +85,7 @@ def compress(
     limit: str | None,
     resume: bool,
     no_compare: bool,
+    artifact: Path | None,
     deflate: bool,
     force: bool,
     as_json: bool,
@@ -92,26 +101,41 @@ def compress(
     goes on with --resume. Started by torchrun, several processes share the work.
     """
     from edgesparse.budget import parse_size
-    from edgesparse.calibrate.team import joined
-    from edgesparse.journal.beside import kept
+    from edgesparse.planner.hopeless import refuse_hopeless
 
     started = time.monotonic()
     recipe = recipe_from(options)
     memory_limit = None if limit is None else parse_size(limit)
     check_free(output, force=force)
+    if artifact is not None:
+        from edgesparse.exporting import check_output
+
+        target = check_output(target, artifact, force=force)
+    if not allow:
+        refuse_hopeless(model, recipe, budget, target)
+    from edgesparse.calibrate.team import joined
+    from edgesparse.journal.beside import kept
+
     with joined(device) as (team, own_device), kept(output, team, resume=resume, force=force) as at:
-        captured, plan, data = _prepared(
-            model, recipe, at.journal, budget=budget, target=target, calibration=calibration,
+        preparing.require_alone(team, allow=bool(allow), recovers=minutes is not None)
+        whole, captured = preparing.opened(
+            model, recipe, allow=bool(allow), budget=budget, target=target, text=text,
+            calibration=calibration, output=output, force=force or resume,
+            windows=windows, window=window, seed=seed,
+        )  # fmt: skip
+        captured, plan, data = preparing.prepared(
+            captured, recipe, at.journal, budget=budget, target=target, calibration=calibration,
             text=text, output=output, team=team, memory_limit=memory_limit,
             windows=windows, window=window, seed=seed, device=own_device, allocation=allocation,
         )  # fmt: skip
-        can_measure = _can_measure(captured, memory_limit)
+        can_measure = preparing.can_measure(captured, memory_limit)
         if not can_measure and team.leads:
             remark("not measured: within this memory limit the dense model cannot run whole")
         if team.leads and not as_json:
             _job.show_plan(captured, plan, data)
         compressed, comparison = _job.carry_out(
-            captured, plan, data, compare=not no_compare and can_measure,
+            captured, plan, data, compare=not no_compare and can_measure, dense=whole,
+            minutes=minutes,
             windows=windows, window=window, seed=seed, device=own_device,
             journal=at.journal, memory_limit=memory_limit, team=team,
             scales_activations=scales_activations,
@@ -120,70 +144,20 @@ def compress(
             return
         compressed.save(output, force=force, deflated=deflate)
         at.is_saved = True
+    made = None if artifact is None else write(compressed, target, artifact, force=force)
     if as_json:
-        show_json(_job.summary(compressed, comparison, output))
-        return
-    if comparison is not None:
-        _job.show_comparison(comparison)
-    predicted = plan.download_nbytes if deflate else plan.nbytes
-    show(saved_line(output, predicted or plan.nbytes, time.monotonic() - started))
-    _job.show_hints(comparison, output)
-
-
-def _prepared(
-    model: str,
-    recipe: Recipe | None,
-    journal: Path,
-    *,
-    budget: Budget | None,
-    target: str | None,
-    calibration: Path | None,
-    text: Path | None,
-    output: Path,
-    team: Team,
-    memory_limit: int | None,
-    windows: int | None,
-    window: int,
-    seed: int,
-    device: str,
-    allocation: str | None,
-) -> tuple[CapturedModel, Plan, _calibration.Data]:
-    """Return the model, the plan (an earlier run's, if it was of the same job) and the data."""
-    from edgesparse.capture import load
-    from edgesparse.journal.beside import recall, remember
-    from edgesparse.planner import plan as make_plan
-    from edgesparse.recipe import Recipe
-    from edgesparse.store.space import require_space
-
-    captured = load(model)
-    asked = make_plan(captured, recipe, budget=budget, target=target)
-    # The journal of the plan, that of its alternative, and the result.
-    require_space(output, (3 if asked.dense_alternative else 2) * asked.nbytes)
-    data = _calibration.choose(
-        captured, calibration, text, windows=windows, window=window, seed=seed
-    )
-    shared = allocation or (recipe or Recipe()).allocation
-    request = {"plan": asked.to_json(), "allocation": shared}
-    plan = recall(journal, request, captured) if team.leads else None
-    if plan is None and team.leads:
-        plan = asked
-        if _can_measure(captured, memory_limit):
-            plan = _job.better_plan(
-                captured, recipe, asked, data.calibration, window=window, seed=seed, device=device
-            )
-            plan = _job.shared_out(
-                captured, plan, data.calibration, shared, window=window, seed=seed, device=device
-            )
-        remember(journal, request, plan)
-    plan = team.agree(plan)
-    assert plan is not None
-    return captured, plan, data
-
-
-def _can_measure(captured: CapturedModel, memory_limit: int | None) -> bool:
-    """Whether the dense and the packed model can run whole."""
-    # The dense model in float32, the packed ones, activations.
-    return memory_limit is None or 8 * captured.num_parameters <= memory_limit
+        written = {"artifact": written_json(*made)} if made else {}
+        show_json({**_job.summary(compressed, comparison, output), **written})
+    else:
+        if comparison is not None:
+            _job.show_comparison(comparison)
+        predicted = plan.download_nbytes if deflate else plan.nbytes
+        show(saved_line(output, predicted or plan.nbytes, time.monotonic() - started))
+        if made:
+            show_written(*made)
+        _job.show_hints(comparison, output)
+    if made:
+        require_predicted(compressed, *made)
 
 
 def check_free(output: Path, *, force: bool) -> None:

@@ -10,6 +10,7 @@ import click
 from edgesparse.budget import Budget
 from edgesparse.cli._console import show, show_json
 from edgesparse.cli._options import (
+    allow_option,
     budget_option,
     cache_directory,
     common,
@@ -17,6 +18,7 @@ from edgesparse.cli._options import (
     recipe_options,
     target_option,
 )
+from edgesparse.errors import UsageError
 
 if TYPE_CHECKING:
     from edgesparse.model import CapturedModel
@@ -31,11 +33,17 @@ SHOWN = 40
 @recipe_options
 @budget_option
 @target_option
+@allow_option
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Run the model on this to see which tensors it minds; a minute instead of seconds.",
+)
+@click.option(
+    "--solve",
+    is_flag=True,
+    help="Also solve every candidate on it, once: as long as compressing the model sixty times.",
 )
 @click.option(
     "--plot",
@@ -49,7 +57,9 @@ def plan(
     model: str,
     budget: Budget | None,
     target: str | None,
+    allow: tuple[str, ...],
     calibration: Path | None,
+    solve: bool,
     plot: Path | None,
     show_all: bool,
     as_json: bool,
@@ -63,22 +73,39 @@ def plan(
     package.module:factory.
     """
     recipe = recipe_from(options)
+    if solve and calibration is None:
+        raise UsageError("--solve needs inputs to solve on; add --calibration TEXT")
+    from edgesparse.planner.hopeless import refuse_hopeless
+
+    if not allow:
+        refuse_hopeless(model, recipe, budget, target)
     from edgesparse.capture import load
     from edgesparse.planner import plan as make_plan
     from edgesparse.report import tables
     from edgesparse.report.words import plan_in_words
 
     captured = load(model)
-    made = make_plan(captured, recipe, budget=budget, target=target)
-    sensitivity = None
-    if calibration is not None:
+    sensitivity, cut = None, {}
+    if allow:
+        from edgesparse.cli._job import way_of
+
+        way = way_of(captured, recipe, budget, target, calibration, window=512, seed=0)
+        captured, made = way.captured, way.plan
+        cut = {"cut": way.words, "cut_loss": way.cut_loss, "whole_loss": way.loss}
+    else:
+        made = make_plan(captured, recipe, budget=budget, target=target)
+    if calibration is not None and not allow:
         sensitivity = _sensitivity(captured, calibration)
+        if solve:
+            sensitivity = _solved(captured, recipe, sensitivity, calibration, target)
         made = make_plan(captured, recipe, budget=budget, target=target, sensitivity=sensitivity)
     if plot is not None:
         _draw(captured, recipe, made, sensitivity, plot)
     if as_json:
-        show_json({"model": captured.name, **made.to_json()})
+        show_json({"model": captured.name, **cut, **made.to_json()})
         return
+    if allow:
+        show(f"cut first: {way.words}, loss {way.cut_loss:.4f}; in all {way.loss:.4f}")
     limit = None if show_all else SHOWN
     show(tables.title(captured), tables.budget_line(made), "")
     show(tables.plan_table(made, limit=limit), "", tables.plan_totals(made))
@@ -94,6 +121,24 @@ def _sensitivity(captured: CapturedModel, calibration: Path) -> Sensitivity:
 
     with working("measuring which tensors the model minds") as step:
         return measure_sensitivity(captured, calibration, cache=cache_directory(), progress=step)
+
+
+def _solved(
+    captured: CapturedModel,
+    recipe: Recipe | None,
+    sensitivity: Sensitivity,
+    calibration: Path,
+    target: str | None,
+) -> Sensitivity:
+    from edgesparse.cli._console import working
+    from edgesparse.planner import default_recipe
+    from edgesparse.planner.layer_errors import measured_rates
+
+    with working("solving every candidate") as step:
+        return measured_rates(
+            captured, recipe or default_recipe(), sensitivity, calibration,
+            target=target, windows=None, cache=cache_directory(), progress=step,
+        )  # fmt: skip
 
 
 def _draw(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--width", default=0.0, metavar="SHARE", help="Share of the residual stream.")
 @click.option("--layers", default=0, metavar="N", help="Whole layers.")
 @click.option("--experts", default=0, metavar="N", help="Experts of every mixture.")
+@click.option("--merge", "merged", default=0, metavar="N", help="Experts that move into others.")
 @click.option("--top-k", type=int, metavar="N", help="Experts a token is sent to from now on.")
 @click.option("--importance", default="wanda", show_default=True, help="wanda, taylor, magnitude.")
 @click.option("--multiple", default=8, show_default=True, help="Sizes are multiples of this.")
@@ -58,6 +59,7 @@ def prune(
     width: float,
     layers: int,
     experts: int,
+    merged: int,
     top_k: int | None,
     importance: str,
     multiple: int,
@@ -85,8 +87,9 @@ def prune(
     from edgesparse.structured.pruning import Cuts, prune_structured
 
     cuts = Cuts(
-        channels=channels, heads=heads, width=width, layers=layers, experts=experts, top_k=top_k
-    )
+        channels=channels, heads=heads, width=width, layers=layers, experts=experts,
+        merged=merged, top_k=top_k,
+    )  # fmt: skip
     from edgesparse.capture import load
 
     captured = load(model)

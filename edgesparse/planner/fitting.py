@@ -62,11 +62,7 @@ class Fit:
             BudgetExceeded: There are none.
             UsageError: ``peak`` or ``latency`` is limited but cannot be predicted.
         """
-        options = self._options()
-        limits = self._limits(options)
-        for limit in limits:  # from sizes alone, before losses: those take most of a second
-            if limit.smallest_nbytes > limit.nbytes:
-                raise refusal(limit, self._smallest(limit, options), target=self.target)
+        options, limits = self.refuse()
         best = [worthwhile(of, self.sensitivity) for of in options]
         kept = [np.array(list(of), np.int64) for of in best]
         losses = [np.array(list(of.values())) for of in best]
@@ -81,6 +77,22 @@ class Fit:
         if len(limits) > 1:
             raise contradiction(narrowed)
         raise refusal(limits[0], self._smallest(limits[0], options), target=self.target)
+
+    def refuse(self) -> tuple[list[list[TensorPlan]], list[Limit]]:
+        """Return all candidates and the limits, if each limit can be kept on its own.
+
+        From sizes alone, before losses: those take most of a second.
+
+        Raises:
+            BudgetExceeded: One cannot.
+            UsageError: As for ``solve``.
+        """
+        options = self._options()
+        limits = self._limits(options)
+        for limit in limits:
+            if limit.smallest_nbytes > limit.nbytes:
+                raise refusal(limit, self._smallest(limit, options), target=self.target)
+        return options, limits
 
     def _settle(
         self,

@@ -5,9 +5,14 @@
     key/value     the cache of a language model over its context, where the runtime keeps one
     runtime       what an empty program already takes
 
+    graph         what a runtime makes of the program around the weights
+    loading       what a runtime holds only while it prepares weights, beyond the two above
+
 Target by target how a weight is held: here (no target) packed weights stay packed and the others
-are float32. ExecuTorch maps packed weights from the file and keeps the others as float32. Core ML,
-outside of the Neural Engine, decodes every weight to float16 when it loads.
+are float32. ExecuTorch maps packed weights from the file; convolutions and what is not packed are
+float32 there, and XNNPACK repacks them: a stretch of convolutions that no packed layer interrupts
+is one delegate, whose bytes in the file are held beside their repacked copy. Core ML, outside of
+the Neural Engine, decodes every weight to float16 when it loads.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgesparse.errors import UsageError
-from edgesparse.model import DTYPE_NBYTES, CapturedModel
+from edgesparse.model import DTYPE_NBYTES, CapturedModel, TensorInfo, TensorKind
 from edgesparse.planner.types import MemoryTerm, TensorPlan
 
 _FLOAT32_NBYTES = 4
@@ -29,26 +34,37 @@ class Runtime:
     Attributes:
         float_nbytes: Bytes of an element of activations and of weights left as they are.
         decodes: Whether packed weights are held as floats.
-        copies: Bytes held for a byte of activations alive: a delegate holds its own.
+        repacks: Whether convolutions are held as floats, repacked when a program is loaded.
         caches: Whether the program keeps keys and values between calls.
         empty_nbytes: What the runtime takes around a program: code that is touched, threads.
+        layer_nbytes: What it makes of the graph around one matrix.
+        expert_nbytes: The same around a matrix of an expert, which has no call of its own.
     """
 
     float_nbytes: int
     decodes: bool
-    copies: int
+    repacks: bool
     caches: bool
     empty_nbytes: int
+    layer_nbytes: int = 0
+    expert_nbytes: int = 0
 
 
 RUNTIMES: dict[str | None, Runtime] = {
-    None: Runtime(float_nbytes=4, decodes=False, copies=1, caches=True, empty_nbytes=0),
-    # ExecuTorch: measured on six programs of 2 to 21 MB, with our operators and with XNNPACK: the
-    # code that a model of some layers touches and the threads, 5.4 to 6.6 MB.
+    None: Runtime(float_nbytes=4, decodes=False, repacks=False, caches=True, empty_nbytes=0),
+    # ExecuTorch: measured by bench/predictions.py on programs of 2 to 16 MB.
     "executorch": Runtime(
-        float_nbytes=4, decodes=False, copies=2, caches=False, empty_nbytes=6_200_000
+        float_nbytes=4,
+        decodes=False,
+        repacks=True,
+        caches=False,
+        empty_nbytes=5_000_000,
+        layer_nbytes=13_000,
+        expert_nbytes=3_000,
     ),
-    "coreml": Runtime(float_nbytes=2, decodes=True, copies=1, caches=False, empty_nbytes=3_500_000),
+    "coreml": Runtime(
+        float_nbytes=2, decodes=True, repacks=False, caches=False, empty_nbytes=3_500_000
+    ),
 }
 
 
@@ -56,7 +72,8 @@ def held_nbytes(entry: TensorPlan, target: str | None) -> int:
     """Return the bytes one tensor takes in the target's runtime."""
     runtime, tensor = RUNTIMES[target], entry.tensor
     if entry.spec is not None:
-        return runtime.float_nbytes * tensor.numel if runtime.decodes else entry.nbytes
+        as_floats = runtime.decodes or (runtime.repacks and is_window(tensor))
+        return runtime.float_nbytes * tensor.numel if as_floats else entry.nbytes
     floats = tensor.dtype in ("float16", "bfloat16", "float32", "float64")
     return tensor.numel * (runtime.float_nbytes if floats else DTYPE_NBYTES[tensor.dtype])
 
@@ -98,7 +115,7 @@ def fixed_terms(
     terms = [
         MemoryTerm(
             name="activations",
-            nbytes=runtime.copies * activations * runtime.float_nbytes // _FLOAT32_NBYTES,
+            nbytes=activations * runtime.float_nbytes // _FLOAT32_NBYTES,
             basis="results alive at once on the example inputs, traced on shapes",
         )
     ]
@@ -110,7 +127,37 @@ def fixed_terms(
         terms.append(
             MemoryTerm(name="runtime", nbytes=runtime.empty_nbytes, basis="code and threads")
         )
+    if graph := sum(_graph_nbytes(tensor, runtime) for tensor in captured.tensors):
+        terms.append(MemoryTerm(name="graph", nbytes=graph, basis="values and calls"))
+    loading = _stretch_nbytes(captured) - sum(t.nbytes for t in terms) if runtime.repacks else 0
+    if loading > 0:
+        basis = "the longest stretch of convolutions while it is repacked"
+        terms.append(MemoryTerm(name="loading", nbytes=loading, basis=basis))
     return tuple(terms)
+
+
+def _graph_nbytes(tensor: TensorInfo, runtime: Runtime) -> int:
+    if not tensor.compressible:
+        return 0
+    is_expert = tensor.kind is TensorKind.EXPERT
+    return runtime.expert_nbytes if is_expert else runtime.layer_nbytes
+
+
+def is_window(tensor: TensorInfo) -> bool:
+    """Whether a tensor is the weight of a convolution that sees more than one place."""
+    return tensor.kind is TensorKind.CONV and any(size > 1 for size in tensor.shape[2:])
+
+
+def _stretch_nbytes(captured: CapturedModel) -> int:
+    """Return the float32 bytes of the most convolutions between two packed layers."""
+    longest = here = 0
+    for tensor in captured.tensors:
+        if is_window(tensor):
+            here += _FLOAT32_NBYTES * tensor.numel
+        elif tensor.compressible:
+            here = 0
+        longest = max(longest, here)
+    return longest
 
 
 def kv_cache_nbytes(captured: CapturedModel, float_nbytes: int, context: int | None = None) -> int:

@@ -81,6 +81,7 @@ def _help(limit: Limit, smallest: Smallest, largest: Sequence[TensorPlan]) -> st
             "not fixing bits, group size or sparsity by options or recipe (then "
             f"{limit.said(free)} can be reached)"
         )
+    ways.append("--allow structured (removes whole neurons, layers or experts)")
     if largest and largest[0].tensor.kind == TensorKind.EMBEDDING:
         ways.append("a smaller vocabulary")
     ways.append(f"--budget {limit.name}={_as_typed(limit, limit.smallest_nbytes)}")

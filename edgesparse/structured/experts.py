@@ -52,18 +52,27 @@ def drop_experts(module: nn.Module, batches: Batches, count: int) -> dict[str, t
     """
     gone = {}
     importance = expert_importance(module, batches)
-    for path, experts in mixtures(module).items():
-        total = count_of(experts)
-        least = max(_numbers(module, path, TOP_K), default=1)
-        if total - count < least:
-            raise UsageError(
-                f"{path}: {count} of {total} experts were to go, but a token is sent to {least}; "
-                "remove fewer, or lower top_k"
-            )
+    for path in mixtures(module):
+        require_enough(module, path, count)
         order = torch.argsort(importance[path], stable=True)
         gone[path] = tuple(sorted(order[:count].tolist()))
-        _keep(module, path, sorted(order[count:].tolist()))
+        keep_experts(module, path, sorted(order[count:].tolist()))
     return gone
+
+
+def require_enough(module: nn.Module, path: str, count: int) -> None:
+    """Refuse to take more experts from a mixture than its tokens can spare.
+
+    Raises:
+        UsageError: Fewer would stay than a token is sent to.
+    """
+    total = count_of(module.get_submodule(path))
+    least = max(_numbers(module, path, TOP_K), default=1)
+    if total - count < least:
+        raise UsageError(
+            f"{path}: {count} of {total} experts were to go, but a token is sent to {least}; "
+            "remove fewer, or lower top_k"
+        )
 
 
 def expert_importance(module: nn.Module, batches: Batches) -> dict[str, Tensor]:
@@ -105,7 +114,16 @@ def lower_top_k(module: nn.Module, top_k: int) -> int:
     return old
 
 
-def _keep(module: nn.Module, path: str, kept: list[int]) -> None:
+def router_rows(module: nn.Module, path: str) -> Iterator[Tensor]:
+    """Yield the tensors beside a mixture that have a row for each expert; theirs to change."""
+    total = count_of(module.get_submodule(path))
+    for child in _neighbours(module, path):
+        for tensor in (*child._parameters.values(), *child._buffers.values()):
+            if tensor is not None and tensor.dim() and len(tensor) == total:
+                yield tensor.data
+
+
+def keep_experts(module: nn.Module, path: str, kept: list[int]) -> None:
     """Keep some experts of one mixture, their rows of the router, and the numbers that say so."""
     experts = module.get_submodule(path)
     total = count_of(experts)

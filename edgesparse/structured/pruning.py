@@ -5,6 +5,7 @@ Layers go first, then experts, then units of groups: what is left is judged as i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,9 +20,10 @@ from edgesparse.errors import CalibrationError, RecipeError, UsageError
 from edgesparse.model import CapturedModel
 from edgesparse.structured.checked import cut_exactly
 from edgesparse.structured.experts import drop_experts, lower_top_k
-from edgesparse.structured.groups import Part, find_groups
+from edgesparse.structured.groups import Group, Part, find_groups
 from edgesparse.structured.importance import METHODS, magnitude, second_moments, taylor, wanda
 from edgesparse.structured.layers import drop_layers
+from edgesparse.structured.merging import merge_experts
 from edgesparse.structured.observing import Batches
 from edgesparse.structured.refit import refit_readers, rescale_norms
 from edgesparse.structured.surgery import kept_channels
@@ -38,6 +40,7 @@ class Cuts:
         width: Share of the residual stream.
         layers: Number of whole layers.
         experts: Number of experts of every mixture.
+        merged: Number of experts of every mixture that move into others.
         top_k: Experts a token is sent to; None leaves it.
     """
 
@@ -46,16 +49,18 @@ class Cuts:
     width: float = 0.0
     layers: int = 0
     experts: int = 0
+    merged: int = 0
     top_k: int | None = None
 
     def __post_init__(self) -> None:
         for part in Part:
             if not 0 <= self.share(part) < 1:
                 raise RecipeError(f"{part} is {self.share(part)}; expected 0 <= share < 1")
-        if min(self.layers, self.experts) < 0:
+        if min(self.layers, self.experts, self.merged) < 0:
             raise RecipeError("numbers of layers and experts to remove cannot be negative")
         shares = any(self.share(part) for part in Part)
-        if not (shares or self.layers or self.experts or self.top_k is not None):
+        counts = self.layers or self.experts or self.merged
+        if not (shares or counts or self.top_k is not None):
             raise RecipeError("nothing is to be removed; name channels, heads, width, layers, …")
 
     def share(self, part: Part) -> float:
@@ -74,6 +79,7 @@ def prune_structured(
     windows: int = 32,
     window: int = 512,
     seed: int = 0,
+    known: dict[tuple[int, ...], tuple[Group, ...]] | None = None,
 ) -> CapturedModel:
     """Return a model without the parts that matter least, and with smaller tensors.
 
@@ -88,6 +94,9 @@ def prune_structured(
         windows: Windows of tokens to run on.
         window: Tokens in a window.
         seed: Which windows.
+        known: Groups found by earlier calls for this model with the same calibration, by the
+            numbers of layers and experts removed; those found here are added. Finding them takes
+            most of the time.
 
     Raises:
         RecipeError: An importance or ``multiple`` that cannot mean anything.
@@ -112,15 +121,34 @@ def prune_structured(
         lower_top_k(module, cuts.top_k)
     if cuts.experts:
         drop_experts(module, batches, cuts.experts)
+    if cuts.merged:
+        merge_experts(module, batches, cuts.merged)
     if any(cuts.share(part) for part in Part):
-        _cut_groups(captured, module, cuts, batches, importance, multiple=multiple, refit=refit)
+        found = _groups(captured, module, cuts, {} if known is None else known)
+        _cut_groups(
+            captured, module, cuts, found, batches, importance, multiple=multiple, refit=refit
+        )
     return _recaptured(captured, module)
+
+
+def _groups(
+    captured: CapturedModel,
+    module: nn.Module,
+    cuts: Cuts,
+    known: dict[tuple[int, ...], tuple[Group, ...]],
+) -> tuple[Group, ...]:
+    """Return the groups of a module from which layers and experts have gone."""
+    key = (cuts.layers, cuts.experts, cuts.merged)
+    if key not in known:
+        known[key] = find_groups(captured, module)
+    return known[key]
 
 
 def _cut_groups(
     captured: CapturedModel,
     module: nn.Module,
     cuts: Cuts,
+    found: Sequence[Group],
     batches: Batches,
     importance: str,
     *,
@@ -128,7 +156,7 @@ def _cut_groups(
     refit: bool,
 ) -> None:
     """Cut units of all groups of the kinds asked for, in place."""
-    groups = [g for g in find_groups(captured, module) if cuts.share(g.part)]
+    groups = [group for group in found if cuts.share(group.part)]
     missing = {part for part in Part if cuts.share(part)} - {group.part for group in groups}
     if missing:
         raise UsageError(

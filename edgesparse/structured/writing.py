@@ -61,6 +61,20 @@ def write_model(captured: CapturedModel, path: str | Path, *, force: bool = Fals
     return Path(path)
 
 
+def write_either(captured: CapturedModel, path: Path, *, force: bool = False) -> Path:
+    """Write a transformers model as a directory, any other as ``path`` with ``.pt2``.
+
+    Returns:
+        What was written; ``edgesparse.load`` reads it.
+
+    Raises:
+        OutputExists, UsageError: As for ``write_model`` and ``write_program``.
+    """
+    if hasattr(captured.skeleton(), "config"):
+        return write_model(captured, path, force=force)
+    return write_program(captured, path.with_name(f"{path.name}.pt2"), force=force)
+
+
 def write_program(captured: CapturedModel, path: Path, *, force: bool = False) -> Path:
     """Write a cut model as a ``.pt2`` file that ``edgesparse.load`` reads.
 

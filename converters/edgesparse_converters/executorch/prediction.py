@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgesparse.model import TensorInfo
+from edgesparse.planner.peak import is_window
 from edgesparse.planner.types import Plan, TensorPlan
 
-# Measured on programs of the bundled model and of small networks: methods, values and
-# instructions, and the alignment of segments.
-_FIXED_NBYTES = 16_000
-_NBYTES_PER_TENSOR = 3_200
+# The graph around the weights, measured by bench/predictions.py: methods and values, the call of a
+# layer, and what comes with a norm that has no bias: rotary positions, gates, caches.
+_FIXED_NBYTES = 8_000
+_NBYTES_PER_LAYER = 1_100
+_NBYTES_PER_CONVOLUTION = 300  # within a delegate
+_NBYTES_PER_EXPERT = 1_100  # a matrix of an expert
+_NBYTES_PER_BARE_NORM = 7_000
 _FLOAT32_NBYTES = 4
 
 
@@ -18,17 +24,33 @@ def predict_nbytes(plan: Plan) -> int:
     Weights dominate and are exact but for padding; the graph around them is an estimate.
     """
     weights = sum(_weight_nbytes(tensor) for tensor in plan.tensors)
-    matrices = sum(tensor.tensor.compressible for tensor in plan.tensors)
-    return _FIXED_NBYTES + _NBYTES_PER_TENSOR * matrices + weights
+    return _FIXED_NBYTES + _graph_nbytes([planned.tensor for planned in plan.tensors]) + weights
+
+
+def _graph_nbytes(tensors: Sequence[TensorInfo]) -> int:
+    names = {tensor.name for tensor in tensors}
+    total = 0
+    for tensor in tensors:
+        if tensor.kind == "norm":
+            stem, _, leaf = tensor.name.rpartition(".")
+            bare = leaf == "weight" and f"{stem}.bias" not in names
+            total += _NBYTES_PER_BARE_NORM * bare
+        elif tensor.compressible and is_window(tensor):
+            total += _NBYTES_PER_CONVOLUTION
+        elif tensor.compressible:
+            total += _NBYTES_PER_EXPERT if tensor.kind == "expert" else _NBYTES_PER_LAYER
+    return total
 
 
 def _weight_nbytes(planned: TensorPlan) -> int:
     tensor = planned.tensor
+    if tensor.name.endswith((".running_mean", ".running_var")):
+        return 0  # folded into the convolution before
     if planned.spec is None:
         # A tied float32 weight is stored twice: for the lookup, and inside the delegate.
         return _FLOAT32_NBYTES * tensor.numel * (1 + _is_tied_embedding(tensor))
-    if tensor.kind not in ("linear", "expert", "embedding"):
-        return _FLOAT32_NBYTES * tensor.numel  # a convolution is decoded
+    if is_window(tensor):
+        return _FLOAT32_NBYTES * tensor.numel  # only a 1x1 convolution is computed packed
     return planned.nbytes
 
 
