@@ -2,24 +2,25 @@
 
     python converters/bench/coreml_language.py MODEL --calibration TEXT --text TEXT
         [--scheme table] [--table-rows 0] [--keep DIR] [--windows 24] [--max-windows 20]
-        [--table docs/coreml.md]
+        [--table docs/coreml.md]      # --max-windows 0 reads the whole text
 
 Half of the weights are removed and the rest stored in 4 bits. Printed: bytes of the package and of
 its weight file, bytes a weight, and the perplexity of the packed model in torch and of the package
-on the host executor, over the same windows of the text. ``--keep`` keeps the compressed model, so
-that a second run goes on from there. ``--table`` puts the row between the markers of a Markdown
-file.
+on the host executor, over the same windows of the text; the package's by the command a user types,
+``edgesparse evaluate model.mlpackage --text``. ``--keep`` keeps the compressed model, so that a
+second run goes on from there. ``--table`` puts the row between the markers of a Markdown file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-from edgesparse_converters.coreml.language import evaluate_package
 
 import edgesparse as es
 from edgesparse.pattern import Pattern
@@ -68,25 +69,36 @@ def compressed(arguments: argparse.Namespace) -> es.CompressedModel:
 
 def measure(arguments: argparse.Namespace) -> Row:
     small = compressed(arguments)
+    window, limit = arguments.window, arguments.max_windows or None
     with TemporaryDirectory() as folder:
-        window = arguments.window
         # With state: of a fixed length, a mask of window × window would be a constant of the file.
         path, prefill = Path(folder) / "model.mlpackage", min(window, PREFILL)
         artifact = es.export(small, path=path, context=window, prefill=prefill)
         weights = (artifact.path / WEIGHTS).stat().st_size
-        limits = {"window": window, "max_windows": arguments.max_windows}
-        package = evaluate_package(artifact.path, small, text=arguments.text, **limits)
-    packed = es.evaluate(small, text=arguments.text, **limits)
+        windows, perplexity = score(artifact.path, arguments, limit)
+    packed = es.evaluate(small, text=arguments.text, window=window, max_windows=limit)
     one = next(iter(small.packed.values())).spec
     return Row(
         name=small.captured.name,
         scheme=f"{one.scheme}, group {one.group_size}" if one.group_size else one.scheme,
         package_nbytes=artifact.nbytes,
         nbytes_per_weight=weights / sum(math.prod(p.shape) for p in small.packed.values()),
-        windows=package.windows,
+        windows=windows,
         packed=packed.perplexity,
-        package=package.perplexity,
+        package=perplexity,
     )
+
+
+def score(path: Path, arguments: argparse.Namespace, limit: int | None) -> tuple[int, float]:
+    """Return windows and perplexity of a package, as the command line measures them."""
+    words = [
+        "evaluate", path, "--text", arguments.text, "--window", arguments.window,
+        "--source", arguments.model, "--json", *(() if limit is None else ("--max-windows", limit)),
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "edgesparse", *map(str, words)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(done.stdout)
+    return found["windows"], found["perplexity"]
 
 
 def write_table(path: Path, row: Row) -> None:

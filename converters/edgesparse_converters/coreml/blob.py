@@ -80,12 +80,14 @@ class Record:
         type: Name of the element type.
         nbytes: Bytes of data.
         start: Position of the data.
+        padding_bits: Bits of the last byte that are no element, for elements narrower than a byte.
     """
 
     offset: int
     type: str
     nbytes: int
     start: int
+    padding_bits: int = 0
 
 
 class BlobFile:
@@ -122,7 +124,7 @@ class BlobFile:
             raise SourceError(
                 f"{self.path}: a weight is said to be at byte {offset}; the file has {size}"
             )
-        magic, code, nbytes, start, _ = RECORD.unpack_from(self._data, offset)
+        magic, code, nbytes, start, padding = RECORD.unpack_from(self._data, offset)
         if magic != MAGIC or code not in _NAMES:
             raise SourceError(
                 f"{self.path}: no weight at byte {offset}: found {magic:#x} and type {code}"
@@ -132,7 +134,7 @@ class BlobFile:
                 f"{self.path}: the weight at byte {offset} has {nbytes} bytes from {start} on, "
                 f"beyond the file's {size}; the file is truncated or damaged"
             )
-        return Record(offset, _NAMES[code], nbytes, start)
+        return Record(offset, _NAMES[code], nbytes, start, padding)
 
     def read(self, offset: int, type_name: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
         """Return the array whose record is at ``offset``, in the shape the program says.
@@ -148,8 +150,11 @@ class BlobFile:
                 f"{self.path}: the weight at byte {offset} is {record.type} of {record.nbytes} "
                 f"bytes, the program says {type_name} of shape {shape}"
             )
-        data = memoryview(self._data)[record.start : record.start + record.nbytes]
-        return unpack(data, type_name, count).reshape(shape)
+        return unpack(self.data(record), type_name, count).reshape(shape)
+
+    def data(self, record: Record) -> memoryview:
+        """Return the bytes of a blob as they lie in the file."""
+        return memoryview(self._data)[record.start : record.start + record.nbytes]
 
 
 def nbytes(type_name: str, count: int) -> int:

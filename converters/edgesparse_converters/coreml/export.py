@@ -11,13 +11,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from edgesparse.batchnorm import absorb
 from edgesparse.errors import ExportError, Unsupported, UsageError
 from edgesparse.exporting import Artifact, nbytes_on_disk
+from edgesparse.packed import PackedTensor
 from edgesparse.runtime.modules import build_exportable
 from edgesparse_converters.coreml import interface, translate
+from edgesparse_converters.coreml.blocks import block_shape
 from edgesparse_converters.coreml.convert import (
     combine,
     convert,
@@ -25,9 +28,11 @@ from edgesparse_converters.coreml.convert import (
     save,
     trace,
 )
-from edgesparse_converters.coreml.forms import Choice, Form, block_shape, form_of
+from edgesparse_converters.coreml.forming import form_of, has_old_form
+from edgesparse_converters.coreml.forms import Choice, Form
+from edgesparse_converters.coreml.merge import merge
 from edgesparse_converters.coreml.options import OLD_SYSTEMS, Options
-from edgesparse_converters.coreml.placeholders import Numbers, fill, numbers_of
+from edgesparse_converters.coreml.placeholders import Numbers, fill, is_hollow, numbers_of
 from edgesparse_converters.coreml.shapes import open_axes, parse_shapes, resize
 from edgesparse_converters.coreml.stateful import Stateful
 
@@ -45,20 +50,20 @@ def export(
         path: The package to write; it does not exist.
         options: What was chosen.
         streamed: Convert with placeholders and write the numbers weight by weight: less memory, the
-            same file. Packages of several functions are always written whole.
+            same file.
 
     Raises:
         Unsupported: Operators or inputs Core ML has no form for, by name.
         ExportError: coremltools fails for another reason.
     """
     _refuse_old_system(compressed, options)
-    streamed = (streamed or options.system in OLD_SYSTEMS) and options.context is None
+    streamed = streamed or options.system in OLD_SYSTEMS
     storage = translate.Storage(
         bits={name: packed.spec.bits for name, packed in compressed.packed.items()},
         choice=Choice(
             tables=options.tables,
             late_scale=options.system == "iOS26",
-            decoded=options.system in OLD_SYSTEMS,
+            old=options.system in OLD_SYSTEMS,
         ),
         numbers=numbers_of(compressed) if streamed else None,
     )
@@ -67,19 +72,9 @@ def export(
         for name, module, inputs in functions(compressed, options, hollow=streamed):
             model = _convert(module, inputs, options)
             parts[name] = Path(folder) / f"{name}.mlpackage"
-            record = {
-                "weights": storage.names,
-                "tokens": options.tokens,
-                "end_tokens": end_tokens(compressed.captured),
-            }
-            save(model, parts[name], record)
+            save(model, parts[name], _record(compressed, storage, options))
             del model
-            if storage.numbers is not None:
-                fill(parts[name], whole_forms(storage))
-        if len(parts) > 1:
-            combine(parts, path, record)
-        else:
-            next(iter(parts.values())).rename(path)
+        _join(parts, path, storage, _record(compressed, storage, options))
     _refuse_lost(compressed, storage)
     return Artifact(
         path=path,
@@ -89,6 +84,32 @@ def export(
         lowering={name: describe(form) for name, form in storage.written.items()},
         notes=_notes(compressed, storage),
     )
+
+
+def _record(
+    compressed: CompressedModel, storage: translate.Storage, options: Options
+) -> dict[str, Any]:
+    """Return what a package says about itself in its metadata."""
+    return {
+        "weights": storage.names,
+        "tokens": options.tokens,
+        "end_tokens": end_tokens(compressed.captured),
+    }
+
+
+def _join(
+    parts: Mapping[str, Path], path: Path, storage: translate.Storage, record: Mapping[str, Any]
+) -> None:
+    """Make one package of the parts, its weights filled in where they are placeholders."""
+    if len(parts) == 1:
+        next(iter(parts.values())).rename(path)
+    elif storage.numbers is None:
+        combine(parts, path, record)
+    else:
+        empty = {storage.names[name] for name, f in storage.written.items() if is_hollow(f)}
+        merge(parts, path, record, hollow=empty)
+    if storage.numbers is not None:
+        fill(path, whole_forms(storage))
 
 
 def _convert(module: interface.Interface, inputs: dict[str, torch.Tensor], options: Options) -> Any:
@@ -165,16 +186,42 @@ def open_sizes(
 
 
 def _refuse_old_system(compressed: CompressedModel, options: Options) -> None:
-    """Refuse a system without constants of few bits, by name, unless plain values are allowed."""
-    if options.system not in OLD_SYSTEMS or options.allow_conversion or not compressed.packed:
+    """Refuse, by name, weights an old system has no constant for, unless they may be values."""
+    if options.system not in OLD_SYSTEMS:
         return
-    names = [f"{name} ({packed.spec.name})" for name, packed in compressed.packed.items()]
-    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    raise Unsupported(
-        f"{options.system} has no form for {', '.join(names[:5])}{rest}: constants with a mask or "
-        "of groups begin with iOS18; export for iOS18, or allow the conversion to float16 values "
-        "with --allow-conversion, in Python allow_conversion=True"
-    )
+    without = {
+        name: packed
+        for name, packed in compressed.packed.items()
+        if not has_old_form(packed.spec, packed.shape)
+    }
+    if not options.allow_conversion:
+        _refuse(
+            without,
+            f"{options.system} has no form for",
+            "without a mask it holds a scale for a row or a table for a weight, with one only "
+            "float16 values; export for iOS18, or allow the conversion to float16 values with "
+            "--allow-conversion, in Python allow_conversion=True",
+        )
+    else:
+        _refuse(
+            {name: packed for name, packed in without.items() if not _fits_float16(packed)},
+            f"{options.system} would hold float16 values of",
+            "which are not exact, products of 8-bit codes and scales: use fewer bits, a scale for "
+            "each row without a mask, or iOS18",
+        )
+
+
+def _refuse(packed: Mapping[str, PackedTensor], what: str, why: str) -> None:
+    """Refuse weights by name, if there are any."""
+    names = [f"{name} ({each.spec.name})" for name, each in packed.items()]
+    if names:
+        rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise Unsupported(f"{what} {', '.join(names[:5])}{rest}: {why}")
+
+
+def _fits_float16(packed: PackedTensor) -> bool:
+    values = packed.codes.decode()
+    return np.array_equal(values, values.astype(np.float16))
 
 
 def _refuse_lost(compressed: CompressedModel, storage: translate.Storage) -> None:
@@ -189,11 +236,11 @@ def _refuse_lost(compressed: CompressedModel, storage: translate.Storage) -> Non
 
 def _notes(compressed: CompressedModel, storage: translate.Storage) -> tuple[str, ...]:
     notes = []
-    widened: Counter[int] = Counter()
+    widened: Counter[tuple[int, int]] = Counter()
     for name, form in storage.written.items():
         spec = compressed.packed[name].spec
         if form.bits != spec.bits and form.bits < 16:
-            widened[spec.bits] += 1
+            widened[spec.bits, form.bits] += 1
         if form.scales is None:
             continue
         stored, chosen = form.scales[0].size, spec.groups(math.prod(form.shape[1:]))
@@ -203,15 +250,26 @@ def _notes(compressed: CompressedModel, storage: translate.Storage) -> tuple[str
                 f"{name}: groups of {spec.group_size} do not fall on blocks of shape {form.shape}; "
                 f"scales are repeated for blocks of {block}, {stored} a row instead of {chosen}"
             )
-    decoded = sum(
-        form.bits == 16 and compressed.packed[name].spec.bits < 16
+    values = [
+        form.mask is not None
         for name, form in storage.written.items()
+        if form.bits == 16 and compressed.packed[name].spec.bits < 16
+    ]
+    if values.count(False):
+        notes.append(
+            f"{values.count(False)} weights are written as float16 values in full: as large as "
+            "dense"
+        )
+    if values.count(True):
+        notes.append(f"{values.count(True)} weights are written as a mask and float16 values")
+    why = (
+        "the system has none so narrow"
+        if storage.choice.old
+        else ("tables would cost more than the narrower codes save")
     )
-    if decoded:
-        notes.append(f"{decoded} weights are written as float16 values in full: as large as dense")
     notes += [
-        f"{count} weights of {bits} bits are written as 4-bit integers of the same values: tables "
-        "would cost more than the narrower codes save"
-        for bits, count in sorted(widened.items())
+        f"{count} weights of {bits} bits are written as {stored}-bit integers of the same values: "
+        f"{why}"
+        for (bits, stored), count in sorted(widened.items())
     ]
     return tuple(notes)

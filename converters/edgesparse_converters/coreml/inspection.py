@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from edgesparse.exporting import nbytes_on_disk
+from edgesparse_converters.coreml.chains import Weight
 from edgesparse_converters.coreml.package import Package
 from edgesparse_converters.coreml.program import Function, Named, operations
-from edgesparse_converters.coreml.readback import METADATA_KEY, Weight, read_weights, recorded
+from edgesparse_converters.coreml.readback import METADATA_KEY, read_weights, recorded
 
 
 def inspect(path: Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.runtime.evaluate import Evaluation
 from edgesparse.runtime.score import Tally
 from edgesparse.runtime.text import read_text, token_windows
-from edgesparse_converters.coreml.execute import Executor, Precision, State
+from edgesparse_converters.coreml.execute import Executor, Precision
+from edgesparse_converters.coreml.interpreter import State
 from edgesparse_converters.coreml.package import Package
 from edgesparse_converters.coreml.readback import recorded
 

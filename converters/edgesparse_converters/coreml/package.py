@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from edgesparse.errors import SourceError
 from edgesparse_converters.coreml.blob import BlobFile
-from edgesparse_converters.coreml.program import BlobValue, Constant, Program, known, parse
+from edgesparse_converters.coreml.parsing import known, parse
+from edgesparse_converters.coreml.program import BlobValue, Constant, Program
 from edgesparse_converters.coreml.wire import WireError
 
 MODEL_PATH = "@model_path/"
@@ -83,19 +84,21 @@ class Package:
         return self.blob_file(value).read(value.offset, value.type.dtype, shape)
 
     def blob_file(self, value: BlobValue) -> BlobFile:
-        """Return the weight file a constant is in.
+        """Return the weight file a constant is in; errors are those of ``weight_file``."""
+        return self.weight_file(value.file)
+
+    def weight_file(self, name: str) -> BlobFile:
+        """Return a weight file by the name the program has for it.
 
         Raises:
             SourceError: It is not inside the package.
         """
-        if value.file not in self._blobs:
-            target = _inside(self.model_path.parent, value.file.removeprefix(MODEL_PATH))
-            if not value.file.startswith(MODEL_PATH) or target is None:
-                raise SourceError(
-                    f"{self.path}: weights in {value.file[:80]!r}, outside the package"
-                )
-            self._blobs[value.file] = BlobFile(target)
-        return self._blobs[value.file]
+        if name not in self._blobs:
+            target = _inside(self.model_path.parent, name.removeprefix(MODEL_PATH))
+            if not name.startswith(MODEL_PATH) or target is None:
+                raise SourceError(f"{self.path}: weights in {name[:80]!r}, outside the package")
+            self._blobs[name] = BlobFile(target)
+        return self._blobs[name]
 
 
 def _model_path(path: Path) -> Path:

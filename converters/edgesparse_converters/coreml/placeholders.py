@@ -45,9 +45,10 @@ SMALL = 1024
 def hollow(form: Form) -> Form:
     """Return the form with a mask and codes that take no memory.
 
-    Values of 16 bits stay, which coremltools still has to narrow, and so do small weights.
+    Values of 16 bits stay, which coremltools still has to narrow, and so do small weights and forms
+    of old systems, whose masks and indices it counts.
     """
-    if form.bits == 16 or form.kept.size < SMALL:
+    if form.bits == 16 or form.old or form.kept.size < SMALL:
         return form
     mask = form.mask
     if mask is not None:

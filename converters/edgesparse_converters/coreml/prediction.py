@@ -7,7 +7,8 @@ import math
 from edgesparse.model import TensorInfo
 from edgesparse.packed import ASYMMETRIC, TABLE, FormatSpec
 from edgesparse.planner.types import Plan, TensorPlan
-from edgesparse_converters.coreml.forms import DEFAULT_CHOICE, Choice, block_shape, storage
+from edgesparse_converters.coreml.blocks import block_shape
+from edgesparse_converters.coreml.forms import DEFAULT_CHOICE, Choice, storage
 
 # Measured on packages of the bundled model and of small networks: the manifest and description,
 # and the part of the program that is there for each tensor.

@@ -20,22 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse_converters.coreml import compat
-from edgesparse_converters.coreml.forms import (
-    CONST,
-    DEFAULT_CHOICE,
-    LUT_TO_DENSE,
-    LUT_TO_SPARSE,
-    SHIFT_SCALE,
-    SPARSE_SHIFT_SCALE,
-    SPARSE_TO_DENSE,
-    Choice,
-    Form,
-    code_form,
-    form_of,
-    table_form,
-    value_form,
-)
-from edgesparse_converters.coreml.placeholders import Numbers, hollow, is_hollow
+from edgesparse_converters.coreml.emit import emit
+from edgesparse_converters.coreml.forming import code_form, form_of, table_form, value_form
+from edgesparse_converters.coreml.forms import DEFAULT_CHOICE, Choice, Form
+from edgesparse_converters.coreml.placeholders import Numbers, hollow
 
 
 @dataclass(kw_only=True)
@@ -209,108 +197,6 @@ def unique_name(name: str, taken: set[str]) -> str:
         number += 1
         found = f"{plain}_{number}"
     return found
-
-
-def emit(form: Form, name: str) -> Any:
-    """Build the operations of ``form``; return the variable that is the whole weight.
-
-    Scales and values are given as float32 and narrowed by coremltools' own pass: they are float16
-    numbers, so nothing changes, while float16 here would break ``linear`` up into ``matmul``.
-    """
-    from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
-
-    data: Any = _typed(form)
-    mask: Any = None if form.mask is None else _bits(form.mask, 1)
-    table: Any = _one_table(form)
-    for step, operation in enumerate(form.operations):
-        last = step == len(form.operations) - 1
-        step_name = name if last else f"{name}_{step}"
-        if operation == CONST:
-            data = mb.const(val=data, name=step_name)
-        elif operation == SHIFT_SCALE and not last:
-            table = mb.constexpr_blockwise_shift_scale(**_scaled_tables(form), name=step_name)
-        elif operation == SHIFT_SCALE:
-            data = mb.constexpr_blockwise_shift_scale(
-                data=data, scale=form.scales, **_offset(form), name=step_name
-            )
-        elif operation == SPARSE_SHIFT_SCALE:
-            mask, data = mb.constexpr_sparse_blockwise_shift_scale(
-                data_mask=mask,
-                nonzero_data=data,
-                scale=form.scales,
-                **_offset(form),
-                name=step_name,
-            )
-        elif operation == LUT_TO_DENSE:
-            data = mb.constexpr_lut_to_dense(indices=data, lut=table, name=step_name)
-        elif operation == LUT_TO_SPARSE:
-            mask, data = mb.constexpr_lut_to_sparse(
-                indices_mask=mask, indices_nonzero_data=data, lut=table, name=step_name
-            )
-        elif operation == SPARSE_TO_DENSE:
-            data = mb.constexpr_sparse_to_dense(nonzero_data=data, mask=mask, name=step_name)
-        if is_hollow(form) and not isinstance(data, np.ndarray):
-            _keep_apart(data.op.inputs, step_name)
-    return data
-
-
-def _keep_apart(inputs: Mapping[str, Any], name: str) -> None:
-    """Keep coremltools from merging placeholders, which are all alike, as equal constants."""
-    for parameter, variable in inputs.items():
-        if variable.op.op_type == CONST and parameter.endswith(("mask", "data", "indices")):
-            variable.op.weight_key = f"{name}/{parameter}"
-
-
-def _offset(form: Form) -> dict[str, NDArray[Any]]:
-    """Return the zeros of a form in the type of the codes they are taken from."""
-    if form.zeros is None:
-        return {}
-    if form.bits == 4 and form.table is None:
-        from coremltools.converters.mil.mil import types
-
-        return {"offset": form.zeros.view(types.np_int4_dtype)}
-    return {"offset": form.zeros}
-
-
-def _one_table(form: Form) -> NDArray[Any] | None:
-    """Return the table as the look-up takes it: the solver's, or one for the whole weight."""
-    if form.entries is not None:
-        return form.entries[..., None]
-    if form.table is None:
-        return None
-    return form.table.reshape((1,) * len(form.shape) + (-1, 1))
-
-
-def _scaled_tables(form: Form) -> dict[str, NDArray[Any]]:
-    """Return data and scale of one table per block of scales."""
-    assert form.table is not None
-    assert form.scales is not None
-    scale = form.scales[..., None, None]
-    data = np.broadcast_to(form.table[:, None], (*form.scales.shape, form.table.size, 1))
-    tables: dict[str, NDArray[Any]] = {"data": np.ascontiguousarray(data), "scale": scale}
-    if form.zeros is not None:
-        tables["offset"] = form.zeros[..., None, None]
-    return tables
-
-
-def _typed(form: Form) -> NDArray[Any]:
-    """Return the kept numbers in coremltools' type for their width."""
-    if form.bits == 16:
-        return form.kept.astype(np.float32, copy=False)
-    if form.is_indexed:
-        return _bits(form.kept, form.bits)
-    if form.bits == 8:
-        return form.kept.astype(np.int8, copy=False)
-    from coremltools.converters.mil.mil import types
-
-    return form.kept.view(types.np_int4_dtype)
-
-
-def _bits(array: NDArray[Any], bits: int) -> NDArray[Any]:
-    from coremltools.converters.mil.mil import types
-
-    # A view, since a copy of a placeholder would take the memory it is there to save.
-    return array.view(getattr(types, f"np_uint{bits}_dtype"))
 
 
 def _digest(form: Form) -> bytes:

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from edgesparse_converters.coreml.comparison import compare
 from edgesparse_converters.coreml.execute import Executor
 from edgesparse_converters.coreml.package import Package
-from edgesparse_converters.coreml.program import operations
-from edgesparse_converters.coreml.readback import compare, program_names, read_weight, read_weights
+from edgesparse_converters.coreml.readback import program_names, read_weight, read_weights
 from torch import nn
 
 import edgesparse as es
@@ -263,13 +263,31 @@ def test_an_old_system_is_refused_by_name_or_given_plain_values(layers, compress
     with pytest.raises(Unsupported, match=r"iOS17 has no form for .*bitmask4.*allow-conversion"):
         es.export(small, path=path, system="iOS17")
     artifact = es.export(small, path=path, system="iOS17", allow_conversion=True)
-    assert any("float16 values in full" in note for note in artifact.notes)
-    assert set(artifact.lowering.values()) == {"const, float16"}
-    program = Package(path).program
-    assert program.specification == 8
-    assert not any("constexpr" in o.type for o in operations(program.functions["main"].block))
+    assert any("a mask and float16 values" in note for note in artifact.notes)
+    assert set(artifact.lowering.values()) == {"constexpr_sparse_to_dense, float16"}
+    assert Package(path).program.specification == 8
     verdict = es.validate(artifact, small)
     assert verdict.ok, verdict
+    with pytest.raises(Unsupported, match=r"float16 values of conv.weight \(bitmask8\)"):
+        es.export(compressed(layers, bits=8), path=tmp_path / "m.mlpackage", system="iOS17",
+                  allow_conversion=True)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bits", "sparsity", "operation"),
+    [(8, 0.0, "affine_dequantize, int8"), (4, 0.0, "affine_dequantize, int8"),
+     (16, 0.5, "sparse_to_dense, float16")],
+)  # fmt: skip
+def test_what_an_old_system_has_a_form_for_is_written_in_it(
+    layers, compressed, tmp_path, bits, sparsity, operation
+):
+    small = compressed(layers, bits=bits, sparsity=sparsity, group_size=0)
+    artifact = es.export(small, path=tmp_path / "m.mlpackage", system="iOS17")
+    assert set(artifact.lowering.values()) == {f"constexpr_{operation}"}
+    assert any("8-bit integers of the same values" in note for note in artifact.notes) == (bits < 8)
+    verdict = es.validate(artifact, small)
+    assert verdict.ok, verdict
+    assert all(layer.equal for layer in verdict.layers)
 
 
 class Sizes(nn.Module):

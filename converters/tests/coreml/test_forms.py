@@ -2,15 +2,9 @@
 
 import numpy as np
 import pytest
-from edgesparse_converters.coreml.forms import (
-    Choice,
-    block_scales,
-    block_shape,
-    chain,
-    code_form,
-    storage,
-    value_form,
-)
+from edgesparse_converters.coreml.blocks import block_scales, block_shape
+from edgesparse_converters.coreml.forming import code_form, value_form
+from edgesparse_converters.coreml.forms import Choice, chain, storage
 
 
 @pytest.mark.parametrize(

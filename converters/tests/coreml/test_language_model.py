@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edgesparse_converters.coreml.export import export
 from edgesparse_converters.coreml.language import (
     LanguageModel,
     continue_tokens,
     evaluate_package,
     sampler,
 )
+from edgesparse_converters.coreml.options import Options
 from edgesparse_converters.coreml.package import Package
 
 import edgesparse as es
@@ -91,6 +93,29 @@ def test_prefill_and_decode_share_one_set_of_weights(tiny, stateful, tmp_path):
     alone = es.export(tiny, path=tmp_path / "alone.mlpackage").path / WEIGHTS
     shared = stateful.path / WEIGHTS
     assert shared.stat().st_size < 1.1 * alone.stat().st_size
+
+
+def test_streamed_functions_are_the_file_coremltools_writes(tiny, stateful, tmp_path):
+    options = Options(context=80, prefill=16)
+    whole = export(tiny, tmp_path / "whole.mlpackage", options, streamed=False)
+    assert (stateful.path / WEIGHTS).read_bytes() == (whole.path / WEIGHTS).read_bytes()
+    assert stateful.lowering == whole.lowering
+    ours, theirs = Package(stateful.path).program, Package(whole.path).program
+    assert (ours.default, ours.specification) == (theirs.default, theirs.specification)
+    assert ours.metadata["edgesparse"] == theirs.metadata["edgesparse"]
+    for name, function in theirs.functions.items():
+        assert ours.functions[name].inputs == function.inputs
+        assert ours.functions[name].block.outputs == function.block.outputs
+        kinds = [[o.type for o in p.functions[name].block.operations] for p in (ours, theirs)]
+        assert kinds[0] == kinds[1]
+
+
+def test_attention_is_one_operator_on_request(tiny, tmp_path):
+    path = es.export(tiny, path=tmp_path / "fused.mlpackage", fused_attention=True).path
+    kinds = [o.type for o in Package(path).program.functions["main"].block.operations]
+    assert kinds.count("scaled_dot_product_attention") == 2
+    assert "softmax" not in kinds
+    assert es.validate(path, tiny).ok
 
 
 def test_a_cache_changes_no_number(tiny, stateful):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from edgesparse_converters.coreml.blob import TYPES, pack, unpack
 from edgesparse_converters.coreml.export import export
-from edgesparse_converters.coreml.forms import code_form
+from edgesparse_converters.coreml.forming import code_form
 from edgesparse_converters.coreml.options import Options
 from edgesparse_converters.coreml.placeholders import hollow, hollow_mask, is_hollow
 from hypothesis import given, settings

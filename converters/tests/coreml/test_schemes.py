@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from edgesparse_converters.coreml.forms import DEFAULT_CHOICE, form_of
+from edgesparse_converters.coreml.comparison import compare
+from edgesparse_converters.coreml.forming import form_of
+from edgesparse_converters.coreml.forms import DEFAULT_CHOICE
 from edgesparse_converters.coreml.package import Package
 from edgesparse_converters.coreml.prediction import weight_nbytes
-from edgesparse_converters.coreml.readback import compare, program_names, read_weight
+from edgesparse_converters.coreml.readback import program_names, read_weight
 
 import edgesparse as es
 from edgesparse.packed import FORMATS, Codes, table_count
@@ -106,6 +108,16 @@ def test_newer_systems_and_tables_of_codes_take_them_too(wide, tmp_path, scheme,
     artifact = es.export(small, path=tmp_path / "m.mlpackage", **options)
     assert "lut_to_dense" in artifact.lowering["0.weight"]
     assert es.validate(artifact, small).ok
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [("table", 2), ("table", 3), ("table", 4)])
+def test_one_table_is_a_form_of_old_systems(wide, tmp_path, scheme, bits):
+    small = small_model(wide, scheme, bits, 0.0)
+    artifact = es.export(small, path=tmp_path / "m.mlpackage", system="iOS17")
+    assert artifact.lowering["0.weight"].startswith("constexpr_lut_to_dense, uint")
+    verdict = es.validate(artifact, small)
+    assert verdict.ok, verdict
+    assert all(layer.equal for layer in verdict.layers)
 
 
 def test_another_zero_or_entry_is_a_difference(wide, tmp_path):

@@ -1,15 +1,23 @@
 """Compressed constants: the ``constexpr_`` operations, from their definitions.
 
+Those of iOS 16 and 17 have a parameter ``shape``, and masks and indices as rows of bytes.
 Independent of coremltools, and of the code that writes them: a block is found by repeating scales
 and tables along every axis until they have the shape of the data.
 """
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from edgesparse_converters.coreml.operators.call import Call, CallError, Operator
+from edgesparse_converters.coreml import blob
+from edgesparse_converters.coreml.operators.call import Call, CallError, Operator, within_limits
+
+OLD_BITS = (1, 2, 4, 6, 8)
+"""Bits of an index before iOS 18."""
 
 
 def shift_scale(data: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
@@ -58,6 +66,44 @@ def fill_mask(mask: Tensor, kept: Tensor) -> Tensor:
     return dense
 
 
+def unpacked(packed: Tensor, entries: int, shape: list[int]) -> Tensor:
+    """Return numbers below ``entries`` from a row of bytes, the lowest bits first.
+
+    Raises:
+        CallError: A shape that the bytes do not fill, or more or fewer entries than bits have.
+    """
+    within_limits(shape)
+    count, bits = math.prod(shape), entries.bit_length() - 1
+    if entries != 1 << bits or bits not in OLD_BITS:
+        raise CallError(f"a table of {entries} entries, expected one of 2, 4, 16, 64 or 256")
+    if packed.ndim != 1 or packed.numel() != -(-count * bits // 8):
+        raise CallError(f"{packed.numel()} bytes for {count} numbers of {bits} bits")
+    data = memoryview(packed.to(torch.uint8).contiguous().numpy())
+    found = blob.unpack(data, f"uint{bits}", count)
+    return torch.from_numpy(found.astype(np.int64)).reshape(shape)
+
+
+def old_table(lut: Tensor, dimensions: int) -> Tensor:
+    """Return the one table of iOS 16 as a table for all of an array of so many dimensions."""
+    return lut.reshape(*(1,) * dimensions, -1, 1)
+
+
+def along_axis(numbers: Tensor, axis: int, dimensions: int) -> Tensor:
+    """Return one number, or one for each place along an axis, as blocks of an array."""
+    if numbers.ndim > 1 or not -dimensions <= axis < dimensions:
+        raise CallError(f"numbers of shape {tuple(numbers.shape)} along axis {axis}")
+    shape = [1] * dimensions
+    shape[axis] = numbers.numel()
+    return numbers.reshape(shape)
+
+
+def constexpr_affine_dequantize(call: Call) -> Tensor:
+    """Return codes times the scales along one axis, zeros subtracted."""
+    data, axis = call.tensor("quantized_data"), call.integer("axis")
+    scale = along_axis(call.tensor("scale"), axis, data.ndim)
+    return shift_scale(data, scale, along_axis(call.tensor("zero_point"), axis, data.ndim))
+
+
 def constexpr_blockwise_shift_scale(call: Call) -> Tensor:
     """Return dense codes times their scales."""
     return shift_scale(call.tensor("data"), call.tensor("scale"), call.optional("offset"))
@@ -65,12 +111,20 @@ def constexpr_blockwise_shift_scale(call: Call) -> Tensor:
 
 def constexpr_lut_to_dense(call: Call) -> Tensor:
     """Return the table entries of dense indices."""
+    if "shape" in call:
+        lut, shape = call.tensor("lut"), call.integers("shape")
+        return look_up(
+            unpacked(call.tensor("indices"), lut.numel(), shape), old_table(lut, len(shape))
+        )
     return look_up(call.index("indices"), call.tensor("lut"))
 
 
 def constexpr_sparse_to_dense(call: Call) -> Tensor:
     """Return kept numbers at their places."""
-    return fill_mask(call.tensor("mask"), call.tensor("nonzero_data"))
+    mask = call.tensor("mask")
+    if "shape" in call:
+        mask = unpacked(mask, 2, call.integers("shape"))
+    return fill_mask(mask, call.tensor("nonzero_data"))
 
 
 def constexpr_lut_to_sparse(call: Call) -> tuple[Tensor, Tensor]:
@@ -96,7 +150,8 @@ def constexpr_cast(call: Call) -> Tensor:
 OPERATORS: dict[str, Operator] = {
     function.__name__: function
     for function in (
-        constexpr_blockwise_shift_scale, constexpr_lut_to_dense, constexpr_sparse_to_dense,
-        constexpr_lut_to_sparse, constexpr_sparse_blockwise_shift_scale, constexpr_cast,
+        constexpr_affine_dequantize, constexpr_blockwise_shift_scale, constexpr_lut_to_dense,
+        constexpr_sparse_to_dense, constexpr_lut_to_sparse, constexpr_cast,
+        constexpr_sparse_blockwise_shift_scale,
     )
 }  # fmt: skip
