@@ -1,6 +1,6 @@
 """Export and validate: a compressed model to a target's file, and the proof that it is the same.
 
-Targets are rows of ``EXPORTERS``; this module knows them only by name. It owns what is the same for
+Targets are rows of ``exporters``, known here only by name. This module owns what is the same for
 all of them: refusing what a target cannot hold, writing under a temporary name, and holding the
 written file against the budget.
 """
@@ -8,29 +8,33 @@ written file against the budget.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
 from edgesparse.budget import Budget, format_size
 from edgesparse.errors import (
     BudgetExceeded,
-    MissingDependency,
     OutputExists,
     SourceError,
     Unsupported,
     UsageError,
 )
+from edgesparse.exporters import (
+    EXPORTERS,
+    Exporter,
+    installed,
+    schemes_of,
+    suffixes,
+    target_of,
+)
 from edgesparse.model import CompressedModel
 from edgesparse.packed import SYMMETRIC
-from edgesparse.planner.types import Plan
-from edgesparse.registry import Registry
 from edgesparse.store.atomic import work_directory
 from edgesparse.verdict import Artifact, LayerCheck, OutputCheck, Verdict, compare_output
 
@@ -54,58 +58,6 @@ __all__ = [
     "target_of",
     "validate",
 ]
-
-
-class Exporter(Protocol):
-    """One target. Its module loads nothing heavy until ``export``, ``validate`` or ``run``.
-
-    Attributes:
-        suffix: Ending of its files, with the dot; what infers the target from a path.
-        accepts: Names of the formats it can write; of their schemes only the symmetric one, unless
-            the row has an attribute ``schemes`` that names others.
-        packages: Importable packages it needs.
-        extra: The pip extra that installs them.
-    """
-
-    suffix: str
-    accepts: frozenset[str]
-    packages: tuple[str, ...]
-    extra: str
-
-    def export(self, compressed: CompressedModel, path: Path, **options: Any) -> Artifact:
-        """Write ``compressed`` to ``path``, which does not exist, and say how.
-
-        Raises:
-            Unsupported: Operators or layers the target has no form for, by name.
-        """
-
-    def validate(self, path: Path, compressed: CompressedModel, **options: Any) -> Verdict:
-        """Read the weights of ``path`` back, execute it here, compare with ``compressed``.
-
-        Raises:
-            SourceError: ``path`` is not a file of this target, or is damaged.
-        """
-
-    def predict_nbytes(self, plan: Plan) -> int:
-        """Return the expected size of the artifact without weights and without the target's tools.
-
-        Part of every plan with a target, so it must cost milliseconds.
-        """
-
-    def inspect(self, path: Path) -> Mapping[str, Any]:
-        """Return what is in the file as JSON values: inputs, outputs, operators, where bytes go."""
-
-    def run(self, path: Path, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """Execute the artifact once on this host and return its outputs by name."""
-
-
-EXPORTERS: Registry[Exporter] = Registry(
-    "exporter",
-    {
-        "coreml": "edgesparse_converters.coreml:EXPORTER",
-        "executorch": "edgesparse_converters.executorch:EXPORTER",
-    },
-)
 
 
 def export(
@@ -142,7 +94,7 @@ def export(
         raise UsageError("export needs a path to write to")
     path = Path(path)
     target = check_output(target, path, force=force)
-    exporter = EXPORTERS.get(target)
+    exporter = installed(target)
     _refuse_unknown_formats(compressed, target, exporter)
     _refuse_unknown_options(target, exporter.export, options)
     limits = budget or (compressed.plan.budget if compressed.plan.target == target else Budget())
@@ -164,7 +116,7 @@ def check_output(target: str | None, path: Path, *, force: bool) -> str:
     ``export``.
     """
     target = target or target_of(path)
-    exporter = _exporter(target)
+    exporter = installed(target)
     if path.suffix != exporter.suffix:
         raise UsageError(f"{path}: a file for {target} ends in {exporter.suffix}")
     if path.exists() and not force:
@@ -188,7 +140,7 @@ def validate(
     """
     path = artifact.path if isinstance(artifact, Artifact) else Path(artifact)
     target = artifact.target if isinstance(artifact, Artifact) else target_of(path)
-    exporter = _exporter(target)
+    exporter = installed(target)
     require_exists(path)
     return exporter.validate(path, compressed, **options)
 
@@ -229,29 +181,9 @@ def exporter_of(path: Path) -> tuple[str, Exporter]:
         SourceError: No such file.
     """
     target = target_of(path)
-    exporter = _exporter(target)
+    exporter = installed(target)
     require_exists(path)
     return target, exporter
-
-
-def suffixes() -> dict[str, str]:
-    """Return the target of every known ending of a file."""
-    return {EXPORTERS.get(name).suffix: name for name in EXPORTERS}
-
-
-def target_of(path: Path) -> str:
-    """Return the target whose files end as ``path`` does.
-
-    Raises:
-        UsageError: None does; the message lists the endings.
-    """
-    by_suffix = suffixes()
-    if path.suffix in by_suffix:
-        return by_suffix[path.suffix]
-    near = difflib.get_close_matches(path.suffix, by_suffix, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    known = ", ".join(f"{suffix} ({name})" for suffix, name in sorted(by_suffix.items()))
-    raise UsageError(f"{path}: the ending says no target; known: {known}{hint}")
 
 
 def nbytes_on_disk(path: Path) -> int:
@@ -269,21 +201,6 @@ def require_exists(path: Path) -> None:
     """
     if not path.exists():
         raise SourceError(f"{path}: no such file or directory")
-
-
-def _exporter(target: str) -> Exporter:
-    """Return the exporter, its packages known to be installed."""
-    exporter = EXPORTERS.get(target)
-    for package in exporter.packages:
-        if importlib.util.find_spec(package) is None:
-            raise MissingDependency(package, exporter.extra, f"the target {target}")
-    return exporter
-
-
-def schemes_of(target: str) -> frozenset[str]:
-    """Return the schemes of codes a target holds."""
-    held: frozenset[str] = getattr(EXPORTERS.get(target), "schemes", frozenset({SYMMETRIC}))
-    return held
 
 
 def _refuse_unknown_formats(compressed: CompressedModel, target: str, exporter: Exporter) -> None:

@@ -84,16 +84,18 @@ def _features() -> list[str]:
 
 
 def _targets() -> dict[str, dict[str, str]]:
-    from edgesparse.exporting import EXPORTERS
+    from edgesparse.exporters import EXPORTERS, suffixes
 
     targets = {}
-    for name in EXPORTERS:
+    for suffix, name in sorted(suffixes().items()):
         exporter = EXPORTERS.get(name)
-        missing = [p for p in exporter.packages if importlib.util.find_spec(p) is None]
+        missing = [
+            p for p in getattr(exporter, "packages", ()) if importlib.util.find_spec(p) is None
+        ]
         state = (
             f"needs {', '.join(missing)}: pip install 'edgesparse[{exporter.extra}]'"
             if missing
             else "ready"
         )
-        targets[name] = {"suffix": exporter.suffix, "state": state}
+        targets[name] = {"suffix": suffix, "state": state}
     return targets

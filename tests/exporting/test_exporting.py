@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgesparse import exporting
+from edgesparse import exporters
 from edgesparse.budget import Budget
 from edgesparse.errors import (
     BudgetExceeded,
@@ -30,7 +30,9 @@ from edgesparse.exporting import (
     check_output,
     compare_output,
     export,
+    inspect,
     nbytes_on_disk,
+    suffixes,
     target_of,
     validate,
 )
@@ -76,8 +78,32 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
     registry: Registry[Any] = Registry("exporter", {})
     exporter = Toy()
     registry.register("toy", exporter)
-    monkeypatch.setattr(exporting, "EXPORTERS", registry)
+    monkeypatch.setattr(exporters, "EXPORTERS", registry)
     return exporter
+
+
+class Half:
+    """A row somebody began to write."""
+
+    suffix = ".half"
+
+
+def test_a_malformed_row_breaks_nothing_but_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = {"broken": "edgesparse_no_such_module:EXPORTER", "other": "edgesparse.errors:Nothing"}
+    registry: Registry[Any] = Registry("exporter", rows)
+    registry.register("toy", Toy())
+    registry.register("half", Half())
+    monkeypatch.setattr(exporters, "EXPORTERS", registry)
+    assert suffixes() == {".toy": "toy", ".half": "half"}
+    assert "'broken' is left out: ModuleNotFoundError" in caplog.text
+    assert validate(export(model(), path=tmp_path / "m.toy"), model()).target == "toy"
+    for name in rows:
+        with pytest.raises(UsageError, match=f"exporter '{name}' cannot be loaded"):
+            export(model(), name, tmp_path / "m.none")
+    with pytest.raises(UsageError, match="'half' has no accepts, packages"):
+        export(model(), path=tmp_path / "m.half")
 
 
 def model(*, budget: Budget | None = None, target: str | None = None) -> CompressedModel:
@@ -100,7 +126,7 @@ def test_the_target_is_inferred_from_the_ending(toy: Toy, tmp_path: Path) -> Non
     artifact = export(model(), path=tmp_path / "a.toy")
     assert (artifact.target, artifact.path) == ("toy", tmp_path / "a.toy")
     assert files(tmp_path) == ["a.toy"]
-    assert exporting.inspect(tmp_path / "a.toy") == {"nbytes": NBYTES}
+    assert inspect(tmp_path / "a.toy") == {"nbytes": NBYTES}
 
 
 def test_an_unknown_ending_lists_the_known_ones_and_the_nearest(toy: Toy) -> None:
