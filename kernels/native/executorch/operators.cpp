@@ -2,109 +2,87 @@
 //
 //   edgesparse::linear.activations_out(Tensor x, Tensor[] buffers, str format, int[] shape,
 //       int group_size, str activations, Tensor? bias, *, Tensor(a!) out) -> Tensor(a!)
+//   edgesparse::routed.out(Tensor x, Tensor indices, Tensor[] buffers, str formats, int[] shape,
+//       int[] group_sizes, str activations, Tensor? bias, *, Tensor(a!) out) -> Tensor(a!)
 //   edgesparse::embedding.out(Tensor indices, Tensor[] buffers, str format, int[] shape,
 //       int group_size, *, Tensor(a!) out) -> Tensor(a!)
 //
 // Weights are used where the program has them, in its memory-mapped file: nothing is copied or
 // repacked. Header-only use of ExecuTorch, so one build serves every runtime with the same EValue
 // and Tensor layout (1.4 and 1.5 are tested); the runtime's symbols are found when it is loaded.
-#include <executorch/extension/kernel_util/make_boxed_from_unboxed_functor.h>
-#include <executorch/runtime/kernel/kernel_includes.h>
-#include <executorch/runtime/kernel/thread_parallel_interface.h>
+#include "arguments.hpp"
 
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <new>
 
-#include "edgesparse/kernels.h"
 #include "opened.hpp"
 
 namespace edgesparse_executorch {
 namespace {
 
-using executorch::aten::ArrayRef;
-using executorch::aten::ScalarType;
-using executorch::aten::SizesType;
-using executorch::aten::Tensor;
-using executorch::runtime::Error;
-using executorch::runtime::KernelRuntimeContext;
-
 constexpr int64_t kWeightsPerTask = 1 << 17;  // below this a second thread costs more than it gives
-constexpr ssize_t kMaxDim = 8;
 
-edgesparse_buffer buffer_of(const Tensor& tensor) {
-  return {tensor.const_data_ptr(), tensor.nbytes()};
+// out[m] = weight x[m] + bias, with the threads of the runtime.
+Error multiply(const edgesparse_matrix& matrix, const float* x, int64_t batch,
+               edgesparse_activations activations, const float* bias, float* out) {
+  const size_t nbytes = edgesparse_workspace_nbytes(&matrix, batch, activations);
+  const std::unique_ptr<uint8_t[]> workspace(new (std::nothrow) uint8_t[nbytes + 1]);
+  if (!workspace) return Error::MemoryAllocationFailed;
+  if (edgesparse_prepare(&matrix, x, batch, activations, workspace.get()) != EDGESPARSE_OK)
+    return Error::InvalidArgument;
+  std::atomic<bool> failed{false};
+  const int64_t per_tile = matrix.columns * EDGESPARSE_TILE_ROWS * (batch ? batch : 1);
+  const int64_t grain = per_tile ? (kWeightsPerTask - 1) / per_tile + 1 : 1;
+  executorch::extension::parallel_for(0, matrix.tiles, grain, [&](int64_t first, int64_t last) {
+    if (edgesparse_linear(&matrix, workspace.get(), batch, activations, first, last, bias, out) !=
+        EDGESPARSE_OK)
+      failed = true;
+  });
+  return failed ? Error::InvalidArgument : Error::Ok;
 }
 
-// The layout and the bits of a format's name, as in edgesparse/formats; false for another name.
-bool parse(std::string_view format, edgesparse_pack* pack) {
-  pack->bits = 4;
-  if (format == "nm4") pack->layout = EDGESPARSE_NM4;
-  else if (format == "n64") pack->layout = EDGESPARSE_N64;
-  else if (format == "column16") pack->layout = EDGESPARSE_COLUMN16;
-  else if (format == "block16x8") pack->layout = EDGESPARSE_BLOCK16X8;
-  else {
-    const bool is_dense = format.substr(0, 5) == "dense";
-    if (!is_dense && format.substr(0, 7) != "bitmask") return false;
-    const std::string_view bits = format.substr(is_dense ? 5 : 7);
-    pack->layout = is_dense ? EDGESPARSE_DENSE : EDGESPARSE_BITMASK;
-    pack->bits = bits == "16" ? 16 : bits.size() == 1 ? bits[0] - '0' : 0;
+// The part of `names` before the next comma, which is taken off.
+std::string_view next_name(std::string_view* names) {
+  const std::string_view name = names->substr(0, names->find(','));
+  names->remove_prefix(name.size() < names->size() ? name.size() + 1 : names->size());
+  return name;
+}
+
+// The rows of x that one of several weights meets, and where their results go.
+struct Routed {
+  const float* x;
+  const int64_t* chosen;
+  int64_t rows, columns, outputs;
+  float* out;
+
+  int64_t count(int64_t weight) const {
+    int64_t found = 0;
+    for (int64_t r = 0; r < rows; ++r) found += chosen[r] == weight;
+    return found;
   }
-  return true;
-}
 
-// Fill `pack` from an operator's arguments; false when their number or the format's name is wrong.
-bool describe(ArrayRef<Tensor> buffers, std::string_view format, ArrayRef<int64_t> shape,
-              int64_t group_size, edgesparse_pack* pack) {
-  *pack = {};
-  if (!parse(format, pack) || shape.empty()) return false;
-  pack->rows = shape[0];
-  pack->columns = 1;
-  for (size_t i = 1; i < shape.size(); ++i) {
-    if (shape[i] < 0 || (pack->columns && shape[i] > INT64_MAX / pack->columns)) return false;
-    pack->columns *= shape[i];
+  Error multiply_one(const edgesparse_matrix& matrix, int64_t weight, int64_t count,
+                     edgesparse_activations activations, const float* bias, float* room) const {
+    float* results = room + count * columns;
+    int64_t next = 0;
+    for (int64_t r = 0; r < rows; ++r)
+      if (chosen[r] == weight)
+        std::memcpy(room + columns * next++, x + columns * r, sizeof(float) * columns);
+    const Error error = multiply(matrix, room, count, activations, bias, results);
+    next = 0;
+    for (int64_t r = 0; r < rows; ++r)
+      if (chosen[r] == weight)
+        std::memcpy(out + outputs * r, results + outputs * next++, sizeof(float) * outputs);
+    return error;
   }
-  pack->group_size = group_size;
-  // The order of the byte maps in edgesparse/formats.
-  size_t next = 0;
-  const auto take = [&](edgesparse_buffer* into) {
-    if (next < buffers.size()) *into = buffer_of(buffers[next]);
-    ++next;
-  };
-  const bool has_index = pack->layout == EDGESPARSE_NM4 || pack->layout == EDGESPARSE_N64;
-  const bool has_offsets = !has_index && pack->layout != EDGESPARSE_DENSE;
-  if (has_index) take(&pack->index);
-  if (has_offsets) take(&pack->mask);
-  if (has_offsets) take(&pack->offsets);
-  take(&pack->codes);
-  if (pack->bits == 3 && has_offsets) take(&pack->offsets_high);
-  if (pack->bits == 3) take(&pack->codes_high);
-  if (pack->bits != 16) take(&pack->scales);
-  return next == buffers.size();
-}
-
-bool parse(std::string_view name, edgesparse_activations* activations) {
-  if (name == "float32") *activations = EDGESPARSE_FLOAT32;
-  else if (name == "int8") *activations = EDGESPARSE_INT8;
-  else if (name == "int16") *activations = EDGESPARSE_INT16;
-  else return false;
-  return true;
-}
-
-// Give `out` the sizes of `like` with its last one replaced, or one more when `append`.
-Error resize(const Tensor& like, int64_t last, bool append, Tensor& out) {
-  SizesType sizes[kMaxDim];
-  const ssize_t kept = like.dim() - (append ? 0 : 1);
-  if (kept < 0 || kept >= kMaxDim) return Error::InvalidArgument;
-  for (ssize_t i = 0; i < kept; ++i) sizes[i] = static_cast<SizesType>(like.size(i));
-  sizes[kept] = static_cast<SizesType>(last);
-  return executorch::runtime::resize_tensor(out, {sizes, static_cast<size_t>(kept + 1)});
-}
-
-#define EDGESPARSE_REQUIRE(condition, ...) \
-  ET_KERNEL_CHECK_MSG(context, condition, InvalidArgument, out, __VA_ARGS__)
+};
 
 }  // namespace
+
+// The namespace in which generated bindings look for kernels.
+namespace native {
 
 Tensor& linear_out(KernelRuntimeContext& context, const Tensor& x, ArrayRef<Tensor> buffers,
                    std::string_view format, ArrayRef<int64_t> shape, int64_t group_size,
@@ -132,25 +110,67 @@ Tensor& linear_out(KernelRuntimeContext& context, const Tensor& x, ArrayRef<Tens
 
   int64_t batch = 1;
   for (ssize_t i = 0; i + 1 < x.dim(); ++i) batch *= x.size(i);
-  const size_t nbytes = edgesparse_workspace_nbytes(&matrix, batch, activations);
-  const std::unique_ptr<uint8_t[]> workspace(new (std::nothrow) uint8_t[nbytes + 1]);
-  ET_KERNEL_CHECK_MSG(context, workspace != nullptr, MemoryAllocationFailed, out,
-                      "edgesparse::linear: no memory for %zu bytes of activations", nbytes);
-  edgesparse_status status = edgesparse_prepare(&matrix, x.const_data_ptr<float>(), batch,
-                                                activations, workspace.get());
-  EDGESPARSE_REQUIRE(status == EDGESPARSE_OK, "edgesparse::linear: status %d", status);
+  const Error error = multiply(matrix, x.const_data_ptr<float>(), batch, activations,
+                               bias ? bias->const_data_ptr<float>() : nullptr,
+                               out.mutable_data_ptr<float>());
+  ET_KERNEL_CHECK_MSG(context, error != Error::MemoryAllocationFailed, MemoryAllocationFailed, out,
+                      "edgesparse::linear: no memory for the activations");
+  EDGESPARSE_REQUIRE(error == Error::Ok, "edgesparse::linear: the kernel refused its arguments");
+  return out;
+}
 
-  const float* added = bias ? bias->const_data_ptr<float>() : nullptr;
-  float* result = out.mutable_data_ptr<float>();
-  std::atomic<int> failed{0};
-  const int64_t per_tile = matrix.columns * EDGESPARSE_TILE_ROWS * (batch ? batch : 1);
-  const int64_t grain = per_tile ? (kWeightsPerTask - 1) / per_tile + 1 : 1;
-  executorch::extension::parallel_for(0, matrix.tiles, grain, [&](int64_t first, int64_t last) {
-    if (edgesparse_linear(&matrix, workspace.get(), batch, activations, first, last, added,
-                          result) != EDGESPARSE_OK)
-      failed = 1;
-  });
-  EDGESPARSE_REQUIRE(!failed, "edgesparse::linear: the kernel refused its arguments");
+// Row r of x meets the weight indices[r] of several of one shape: those that were not chosen are
+// neither read nor computed.
+Tensor& routed_out(KernelRuntimeContext& context, const Tensor& x, const Tensor& indices,
+                   ArrayRef<Tensor> buffers, std::string_view formats, ArrayRef<int64_t> shape,
+                   ArrayRef<int64_t> group_sizes, std::string_view activations_name,
+                   const std::optional<Tensor>& bias, Tensor& out) {
+  edgesparse_activations activations;
+  EDGESPARSE_REQUIRE(parse(activations_name, &activations) && shape.size() == 2 && shape[0] > 0 &&
+                         shape[1] > 0,
+                     "edgesparse::routed: weights must be matrices");
+  const int64_t count = static_cast<int64_t>(group_sizes.size());
+  EDGESPARSE_REQUIRE(x.scalar_type() == ScalarType::Float && x.dim() == 2 &&
+                         x.size(1) == shape[1] && out.scalar_type() == ScalarType::Float &&
+                         indices.scalar_type() == ScalarType::Long &&
+                         indices.numel() == x.size(0),
+                     "edgesparse::routed: x must be float32 [R, %lld], indices int64 [R]",
+                     static_cast<long long>(shape[1]));
+  EDGESPARSE_REQUIRE(!bias || (bias->scalar_type() == ScalarType::Float &&
+                               bias->numel() == count * shape[0]),
+                     "edgesparse::routed: bias must be float32 [%lld, %lld]",
+                     static_cast<long long>(count), static_cast<long long>(shape[0]));
+  EDGESPARSE_REQUIRE(resize(x, shape[0], false, out) == Error::Ok,
+                     "edgesparse::routed: out cannot have the size of the result");
+  const Routed routed{x.const_data_ptr<float>(), indices.const_data_ptr<int64_t>(), x.size(0),
+                      shape[1], shape[0], out.mutable_data_ptr<float>()};
+  for (int64_t r = 0; r < routed.rows; ++r)
+    EDGESPARSE_REQUIRE(routed.chosen[r] >= 0 && routed.chosen[r] < count,
+                       "edgesparse::routed: index %lld is outside of %lld weights",
+                       static_cast<long long>(routed.chosen[r]), static_cast<long long>(count));
+  const std::unique_ptr<float[]> room(
+      new (std::nothrow) float[routed.rows * (routed.columns + routed.outputs) + 1]);
+  ET_KERNEL_CHECK_MSG(context, room != nullptr, MemoryAllocationFailed, out,
+                      "edgesparse::routed: no memory for the activations");
+  size_t next = 0;
+  for (int64_t weight = 0; weight < count; ++weight) {
+    edgesparse_pack pack;
+    edgesparse_matrix matrix;
+    EDGESPARSE_REQUIRE(describe(buffers, next_name(&formats), shape, group_sizes[weight], &next,
+                                &pack),
+                       "edgesparse::routed: its packed buffers contradict each other");
+    const int64_t rows = routed.count(weight);
+    if (!rows) continue;
+    EDGESPARSE_REQUIRE(open_once(pack, &matrix) && edgesparse_supports(&matrix, activations),
+                       "edgesparse::routed: weight %lld is damaged, or not for these activations",
+                       static_cast<long long>(weight));
+    const float* added = bias ? bias->const_data_ptr<float>() + weight * shape[0] : nullptr;
+    EDGESPARSE_REQUIRE(
+        routed.multiply_one(matrix, weight, rows, activations, added, room.get()) == Error::Ok,
+        "edgesparse::routed: the kernel refused its arguments");
+  }
+  EDGESPARSE_REQUIRE(next == buffers.size(),
+                     "edgesparse::routed: %zu buffers, its weights have %zu", buffers.size(), next);
   return out;
 }
 
@@ -181,7 +201,11 @@ Tensor& embedding_out(KernelRuntimeContext& context, const Tensor& indices,
   return out;
 }
 
+}  // namespace native
 }  // namespace edgesparse_executorch
 
-EXECUTORCH_LIBRARY(edgesparse, "linear.activations_out", edgesparse_executorch::linear_out);
-EXECUTORCH_LIBRARY(edgesparse, "embedding.out", edgesparse_executorch::embedding_out);
+#if !defined(EDGESPARSE_NO_REGISTRATION)
+EXECUTORCH_LIBRARY(edgesparse, "linear.activations_out", edgesparse_executorch::native::linear_out);
+EXECUTORCH_LIBRARY(edgesparse, "routed.out", edgesparse_executorch::native::routed_out);
+EXECUTORCH_LIBRARY(edgesparse, "embedding.out", edgesparse_executorch::native::embedding_out);
+#endif
