@@ -78,7 +78,7 @@ def unpacked(packed: Tensor, entries: int, shape: list[int]) -> Tensor:
         raise CallError(f"a table of {entries} entries, expected one of 2, 4, 16, 64 or 256")
     if packed.ndim != 1 or packed.numel() != -(-count * bits // 8):
         raise CallError(f"{packed.numel()} bytes for {count} numbers of {bits} bits")
-    data = memoryview(packed.to(torch.uint8).contiguous().numpy())
+    data = memoryview(packed.to(torch.uint8).contiguous().numpy().tobytes())
     found = blob.unpack(data, f"uint{bits}", count)
     return torch.from_numpy(found.astype(np.int64)).reshape(shape)
 
