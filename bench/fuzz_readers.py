@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fuzz_devices import bundle_reader, checkpoint_reader, record_reader
 from torch import nn
 
 from edgesparse.capture import load as capture
@@ -237,6 +238,9 @@ def readers(directory: Path) -> dict[str, tuple[bytes, Read]]:
         "journal": journal_reader(directory / "journal", small),
         "plan": plan_reader(directory / "asked", small),
         "pte": pte_reader(directory / "net.pte", small),
+        "record": record_reader(directory / "record.json"),
+        "bundle": bundle_reader(directory / "bundle"),
+        "checkpoint": checkpoint_reader(directory / "state.safetensors"),
     }
 
 

@@ -6,7 +6,9 @@
 The model (1.07 billion parameters without options) is made by ``larger_than_memory.py``'s code in
 ``--folder`` when it is not there; random tokens calibrate it. The leader prints seconds, the most
 GPU memory, the mean error over all tensors and, to compare the runs, the SHA-256 of the packed
-bytes. Loading the libraries and making the model are not counted.
+bytes. Loading the libraries and making the model are not counted. With ``--recover STEPS`` the
+result is then trained together on random tokens, one window in each process at a time: seconds of a
+step after the first five, and the most GPU memory.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import edgesparse as es
 from edgesparse.calibrate.team import Team, joined
 from edgesparse.compression import Progress, compress
 from edgesparse.model import CapturedModel, CompressedModel
+from edgesparse.recovery import RecoveryProgress
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -42,13 +45,18 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--inner", type=int, default=8192)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--vocabulary", type=int, default=32_000)
+    parser.add_argument("--pattern", default="unstructured", help="2:4 shares out rows too")
+    parser.add_argument("--recover", type=int, default=0, metavar="STEPS")
     return parser.parse_args(arguments)
 
 
-def run(captured: CapturedModel, options: argparse.Namespace, team: Team, device: str) -> str:
-    """Compress; return the leader's line of JSON."""
+def run(
+    captured: CapturedModel, options: argparse.Namespace, team: Team, device: str
+) -> tuple[CompressedModel, str]:
+    """Compress; return the model and the leader's line of JSON."""
     rule = es.Rule(
-        kind=es.model.TensorKind.LINEAR, pattern=es.Pattern(sparsity=0.5), bits=4, group_size=128,
+        kind=es.model.TensorKind.LINEAR, bits=4, group_size=128,
+        pattern=es.Pattern.parse(options.pattern, sparsity=0.5),
         method=options.method, quantizer=options.quantizer,
     )  # fmt: skip
     plan = es.plan(captured, es.Recipe((rule,)))
@@ -67,12 +75,36 @@ def run(captured: CapturedModel, options: argparse.Namespace, team: Team, device
     )  # fmt: skip
     seconds = time.monotonic() - started
     memory = torch.cuda.max_memory_allocated() if device.startswith("cuda") else 0
-    return json.dumps(
+    line = json.dumps(
         {
             "method": options.method, "processes": team.size, "seconds": round(seconds, 1),
             "gpu_memory_nbytes": memory, "tokens": tokens.numel(),
             "mean_error": fmean(small.errors.values()), "packed_sha256": digest(small)[:16],
         }
+    )  # fmt: skip
+    return small, line
+
+
+def recover(small: CompressedModel, options: argparse.Namespace, team: Team, device: str) -> str:
+    """Train what came out, all processes together; return the leader's line of JSON."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    tokens = torch.randint(0, options.vocabulary, (1 << 20,))
+    ends: list[float] = []
+
+    def step(progress: RecoveryProgress) -> None:
+        ends.append(progress.seconds)
+
+    es.recover(
+        small, data=tokens, steps=options.recover, batch=1, window=options.window, device=device,
+        team=team, progress=step,
+    )  # fmt: skip
+    memory = torch.cuda.max_memory_allocated() if device.startswith("cuda") else 0
+    warm = ends[5:]
+    each = (warm[-1] - warm[0]) / max(1, len(warm) - 1) if warm else 0.0
+    return json.dumps(
+        {"recovery_steps": options.recover, "processes": team.size,
+         "seconds_a_step": round(each, 3), "gpu_memory_nbytes": memory}
     )  # fmt: skip
 
 
@@ -95,9 +127,13 @@ def main() -> None:
             make_model(aside, options)
             aside.rename(model)
         team.agree(None)
-        line = run(es.load(model), options, team, device)
+        small, line = run(es.load(model), options, team, device)
         if team.leads:
             sys.stdout.write(line + "\n")
+        if options.recover:
+            line = recover(small, options, team, device)
+            if team.leads:
+                sys.stdout.write(line + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -74,6 +74,10 @@ class Team:
             distributed.all_gather_object(found, value)
         return found
 
+    def together(self) -> AbstractContextManager[None]:
+        """Return a context in which torch's own word for a lost process is ours, DeviceError."""
+        return nullcontext() if self.size == 1 else _together()
+
     def agree(self, value: T) -> T:
         """Return the leader's ``value``."""
         return self.gather(value)[0]
@@ -109,6 +113,8 @@ def _together() -> Iterator[None]:
     """Turn what torch raises when another process is gone into one sentence."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         first = str(error).strip().partition("\n")[0]
         raise DeviceError(

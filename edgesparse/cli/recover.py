@@ -99,6 +99,8 @@ def recover(
 ) -> None:
     """Distil the dense model into the compressed MODEL: same patterns and bytes, better values.
 
+    Started by torchrun, several processes share the work, --batch examples each.
+
     At least one of --minutes and --steps is needed. What is reported afterwards by evaluate is
     what ships: the recovered values are packed again.
     """
@@ -107,10 +109,11 @@ def recover(
     started = time.monotonic()
     check_free(output, force=force)
     compressed = open_compressed(model, source)
+    from edgesparse.calibrate.team import joined
     from edgesparse.recovery import RecoveryProgress
     from edgesparse.recovery import recover as distil
 
-    with working("recovering") as step:
+    with joined(device) as (team, own_device), working("recovering") as step:
 
         def each(progress: RecoveryProgress) -> None:
             step(int(1000 * progress.fraction), 1000)
@@ -120,8 +123,11 @@ def recover(
         recovered = distil(
             compressed, data=data, minutes=minutes, steps=steps, validation=validation,
             gradual=gradual, noise=noise, lr=lr, batch=batch, accumulate=accumulate, hidden=hidden,
-            checkpoint=checkpoint, window=window, seed=seed, device=device, progress=each,
+            checkpoint=checkpoint, window=window, seed=seed, device=own_device, team=team,
+            progress=each,
         )  # fmt: skip
+    if not team.leads:
+        return
     # What compress measured is no longer true of these values.
     kept = {k: v for k, v in recovered.metadata.items() if k != "evaluation"}
     recovered = replace(recovered, metadata={**kept, "command": command_line()})

@@ -22,11 +22,15 @@ class Backward:
     """Adds the gradients of ``loss(batch)`` to the parameters and returns the loss, detached."""
 
     def __init__(
-        self, loss: Callable[[Mapping[str, Tensor]], Tensor], device: torch.device
+        self,
+        loss: Callable[[Mapping[str, Tensor]], Tensor],
+        device: torch.device,
+        *,
+        records: bool = True,
     ) -> None:
         self._loss, self._device = loss, device
         self._eager_runs = 0
-        self._capture = device.type == "cuda"
+        self._capture = device.type == "cuda" and records
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: dict[str, Tensor] = {}
         self._result = torch.zeros(())

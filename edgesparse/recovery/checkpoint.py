@@ -10,37 +10,51 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from edgesparse.calibrate.team import Team
 from edgesparse.errors import CalibrationError
 from edgesparse.recovery.progress import Best, Position
+from edgesparse.recovery.sharded import part_of, parts_of, whole
 
 _EMPTY = {"loss": None, "least": None, "last": None, "worse": 0}  # what older files do not say
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_DAMAGE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)  # of JSON values
 
 
 class Checkpoint:
-    """One file, replaced whole: it is written beside its place and renamed."""
+    """One file, replaced whole: it is written beside its place and renamed.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    The first process of a team writes for all, every one reads: the file says nothing of how many
+    there were.
+    """
+
+    def __init__(self, path: Path, team: Team | None = None) -> None:
+        self._path, self._team = path, team or Team()
 
     def write(
         self, student: nn.Module, optimizer: torch.optim.Optimizer, at: Position, best: Best
     ) -> None:
         """Save everything a later run needs to go on as if it had not been interrupted."""
-        tensors = {f"student.{n}": v.detach().cpu().contiguous() for n, v in _state(student)}
+        tensors = {f"student.{n}": _plain(v) for n, v in _state(student)}
         for index, state in optimizer.state_dict()["state"].items():
             for moment in _MOMENTS:
-                value = torch.as_tensor(state[moment]).detach().cpu().clone()
+                value = _plain(torch.as_tensor(state[moment])).clone()
                 tensors[f"optimizer.{index}.{moment}"] = value
         for name, value in (best.state or {}).items():
-            tensors[f"best.{name}"] = value.detach().cpu().contiguous()
+            tensors[f"best.{name}"] = _plain(value)
+        if self._team.leads:
+            self._save(tensors, at, best)
+
+    def _save(self, tensors: dict[str, Tensor], at: Position, best: Best) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         aside = self._path.with_name(f".{self._path.name}.partial")
         try:
@@ -71,41 +85,87 @@ class Checkpoint:
             return
         try:
             with safe_open(self._path, "pt") as file:
-                where = _EMPTY | json.loads((file.metadata() or {})["recovery"])
+                where = _Where.of(json.loads((file.metadata() or {})["recovery"]))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, *_DAMAGE) as error:
             raise CalibrationError(
                 f"checkpoint {self._path} cannot be read: {error}; delete it to start anew"
             ) from None
-        shapes = {f"student.{name}": value.shape for name, value in _state(student)}
-        if shapes != {n: t.shape for n, t in tensors.items() if n.startswith("student.")}:
+        trained, state = _under("student.", tensors), _under("best.", tensors)
+        moments = _moments(tensors, optimizer)
+        if moments is None or not all(_fits(t, student) for t in (trained, state or trained)):
             raise CalibrationError(
                 f"checkpoint {self._path} belongs to another model or plan; delete it to start "
                 "anew, or give another path"
             )
-        student.load_state_dict({n.removeprefix("student."): tensors[n] for n in shapes})
-        self._restore_moments(optimizer, tensors)
-        at.step, at.seconds = int(where["step"]), float(where["seconds"])
-        at.loss = math.nan if where["loss"] is None else float(where["loss"])
-        best.last, best.worse = where["last"], int(where["worse"])
-        state = {n: tensors[f"best.{n}"] for n, _ in _state(student) if f"best.{n}" in tensors}
-        if state:
-            device = next(iter(student.state_dict().values())).device
-            best.state = {name: value.to(device) for name, value in state.items()}
-            best.least = float(where["least"])
-
-    def _restore_moments(
-        self, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-    ) -> None:
-        """Put the optimizer's moments back."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                index, _, moment = rest.partition(".")
-                state.setdefault(int(index), {})[moment] = value
+        student.load_state_dict(parts_of(trained, student.state_dict()))
         groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        at.step, at.seconds, at.loss = where.step, where.seconds, where.loss
+        best.last, best.worse = where.last, where.worse
+        if state:
+            best.state, best.least = parts_of(state, student.state_dict()), where.least
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Where:
+    """The metadata, of the kinds it should be."""
+
+    step: int
+    seconds: float
+    loss: float
+    least: float
+    last: float | None
+    worse: int
+
+    @classmethod
+    def of(cls, value: Any) -> _Where:
+        """Raises one of ``_DAMAGE``."""
+        value = _EMPTY | value
+        return cls(
+            step=int(value["step"]),
+            seconds=float(value["seconds"]),
+            loss=math.nan if value["loss"] is None else float(value["loss"]),
+            least=math.inf if value["least"] is None else float(value["least"]),
+            last=None if value["last"] is None else float(value["last"]),
+            worse=int(value["worse"]),
+        )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _fits(tensors: Mapping[str, Tensor], student: nn.Module) -> bool:
+    """Whether these are the tensors of the student's state."""
+    return {n: (t.shape, t.dtype) for n, t in tensors.items()} == {
+        n: (t.shape, t.dtype) for n, t in _state(student)
+    }
+
+
+def _moments(
+    tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Tensor]] | None:
+    """Return the optimizer's moments by place of the parameter; None if they do not fit."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    left = {name for name in tensors if name.startswith("optimizer.")}
+    for index, parameter in enumerate(parameters):
+        names = {moment: f"optimizer.{index}.{moment}" for moment in _MOMENTS}
+        if not left & set(names.values()):
+            continue
+        if not left.issuperset(names.values()):
+            return None
+        left -= set(names.values())
+        own = {moment: tensors[name] for moment, name in names.items()}
+        if own["step"].dim() or any(own[m].shape != parameter.shape for m in _MOMENTS[:2]):
+            return None
+        state[index] = {m: part_of(v, parameter) if v.dim() else v for m, v in own.items()}
+    return None if left else state
+
+
+def _plain(value: Tensor) -> Tensor:
+    return whole(value.detach()).cpu().contiguous()
 
 
 def _state(student: nn.Module) -> list[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from edgesparse.calibrate.team import Team
 from edgesparse.errors import UsageError
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.recovery.checkpoint import Checkpoint
@@ -21,6 +22,7 @@ from edgesparse.recovery.data import draws
 from edgesparse.recovery.hidden import Watched, blocks_of
 from edgesparse.recovery.loop import Loop
 from edgesparse.recovery.progress import Limits, RecoveryProgress
+from edgesparse.recovery.sharded import shard
 from edgesparse.recovery.student import Student, teacher_of
 
 
@@ -43,6 +45,7 @@ def recover(
     noise: float = 0.0,
     hidden: float = 0.0,
     checkpoint: str | Path | None = None,
+    team: Team | None = None,
     progress: Callable[[RecoveryProgress], None] | None = None,
 ) -> CompressedModel:
     """Return the model with better values in the same patterns and formats.
@@ -74,11 +77,17 @@ def recover(
             the model's blocks; 0 compares outputs only. For encoders and networks of convolutions.
         checkpoint: A file to save the state in every minute and when the run ends, however it
             ends; and to go on from if it exists.
+        team: Processes that share the work, each with the same arguments: every one runs ``batch``
+            examples of its own in a forward pass and holds its part of what is trained
+            (``recovery.sharded``). R of them make what one makes with R times ``accumulate``, up to
+            rounding. Every one returns the whole model.
         progress: Called after every step.
 
     Raises:
         UsageError: Neither ``minutes`` nor ``steps``, an option that is not positive, ``gradual``
-            or ``noise`` not in [0, 1), or ``hidden`` for a model without blocks.
+            or ``noise`` not in [0, 1), ``hidden`` for a model without blocks, or a team for one
+            whose blocks share weights.
+        DeviceError: Another process of the team is gone.
         CalibrationError: Too little data, a checkpoint of another model, or a loss that is not
             finite.
     """
@@ -90,16 +99,20 @@ def recover(
     for name, fraction in (("gradual", gradual), ("noise", noise)):
         if not 0 <= fraction < 1:
             raise UsageError(f"{name} is {fraction}, expected at least 0 and less than 1")
-    teacher = teacher or compressed.captured
+    teacher, team = teacher or compressed.captured, team or Team()
     target = torch.device(device)
+    begin = target if team.size == 1 else torch.device("cpu")
     limits = Limits(steps=steps, minutes=minutes, patience=patience)
     draw = draws(teacher, data, window=window, batch=batch, seed=seed, noise=noise)
     held_out = None
     if validation is not None:
         held_out = draws(teacher, validation, window=window, batch=batch, seed=seed + 1)
-    student = Student(compressed).to_device(target)
+    student = Student(compressed).to_device(begin)
     masks = student.grow_masks(teacher.weights(), until=gradual) if gradual else None
-    dense = teacher_of(teacher, target)
+    dense = teacher_of(teacher, begin)
+    if team.size > 1:
+        student.share_out(team, target)
+        shard(dense, team, target, trains=False)
     watched = None
     if hidden > 0:
         blocks = blocks_of(dense)
@@ -112,10 +125,12 @@ def recover(
         lr=lr,
         accumulate=accumulate,
         hidden=watched,
+        team=team,
     )
-    saved = None if checkpoint is None else Checkpoint(Path(checkpoint))
-    history = loop.run(draw, held_out, limits, saved, progress, masks)
-    packed, kept = student.pack()
+    saved = None if checkpoint is None else Checkpoint(Path(checkpoint), team)
+    with team.together():
+        history = loop.run(draw, held_out, limits, saved, progress, masks)
+        packed, kept = student.pack()
     options = {"lr": lr, "seed": seed, "gradual": gradual, "noise": noise, "hidden": hidden}
     return dataclasses.replace(
         compressed,

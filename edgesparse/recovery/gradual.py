@@ -18,6 +18,7 @@ from torch import Tensor
 from edgesparse.pattern import Pattern
 from edgesparse.prune.masks import grown, keep_highest
 from edgesparse.recovery.latent import LatentWeight
+from edgesparse.recovery.sharded import whole
 
 _EVERY = 10  # steps between two removals: Adam's second moment remembers about 20
 
@@ -60,9 +61,9 @@ def _remove(
     latent: LatentWeight, pattern: Pattern, moments: Mapping[Tensor, Mapping[str, Tensor]]
 ) -> None:
     """Shrink one mask to ``pattern``, in place: what was removed before scores lowest."""
-    scores = latent.values.square()
+    scores = whole(latent.values).square()
     moment = moments.get(latent.values, {}).get("exp_avg_sq")
     if moment is not None:
-        scores = scores * moment
+        scores = scores * whole(moment)
     scores = torch.where(latent.keep_mask, scores, -torch.ones_like(scores))
     latent.keep_mask.copy_(keep_highest(scores, pattern) & latent.keep_mask)

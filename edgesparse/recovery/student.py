@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from edgesparse.calibrate.inputs import as_matrix
 from edgesparse.calibrate.record import disable_cache
+from edgesparse.calibrate.team import Team
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.packed import PackedTensor
 from edgesparse.pattern import Pattern
 from edgesparse.recovery.gradual import GrowingMasks
 from edgesparse.recovery.hidden import Watched
 from edgesparse.recovery.latent import LatentWeight
+from edgesparse.recovery.sharded import put_in, shard, whole, whole_module
 
 
 class Trainee(nn.Module):
@@ -36,6 +38,7 @@ class Student(Trainee):
         super().__init__()
         self._compressed = compressed
         self._model = [_plain(compressed)]  # in a list: its own parameters are not ours to train
+        self._is_shared = False
         self.latent = nn.ModuleDict(
             {_key(name): LatentWeight(packed) for name, packed in compressed.packed.items()}
         )
@@ -55,6 +58,31 @@ class Student(Trainee):
         self._model[0].to(device)
         return self.to(device)
 
+    def share_out(self, team: Team, device: torch.device) -> Student:
+        """Spread structure and everything trainable over a team; see ``recovery.sharded``.
+
+        Raises:
+            UsageError: A weight that several blocks share.
+        """
+        (model,) = self._model
+        by_name = self._compressed.captured.by_name
+        put_in(
+            model,
+            (
+                ((name, *by_name[name].aliases), latent)
+                for name, latent in self._latents()
+            ),
+        )  # fmt: skip
+        for key, value in self.free.items():
+            for name in (_name(key), *by_name[_name(key)].aliases):
+                path, _, leaf = name.rpartition(".")
+                model.get_submodule(path).register_parameter(leaf, value)
+        shard(model, team, device, trains=True)
+        # What was shared out stands in the place of what was whole.
+        self.free = nn.ParameterDict({k: model.get_parameter(_name(k)) for k in self.free})
+        self._is_shared = True
+        return self
+
     def weights(self) -> dict[str, Tensor]:
         """Return every trained tensor as it would be shipped, by name."""
         shipped = {_name(key): latent() for key, latent in self.latent.items()}
@@ -62,6 +90,8 @@ class Student(Trainee):
 
     def forward(self, batch: Mapping[str, Tensor]) -> object:
         """Run the model on keyword arguments."""
+        if self._is_shared:
+            return self._model[0](**batch)
         return torch.func.functional_call(
             self._model[0], self.weights(), args=(), kwargs=dict(batch), tie_weights=True
         )
@@ -107,11 +137,15 @@ class Student(Trainee):
 
     @torch.no_grad()
     def pack(self) -> tuple[dict[str, PackedTensor], dict[str, Tensor]]:
-        """Return (packed, kept) as ``CompressedModel`` holds them."""
-        packed = {name: latent.pack(self._pattern(name)) for name, latent in self._latents()}
+        """Return (packed, kept) as ``CompressedModel`` holds them; collective in a team."""
+        packed = {}
+        for name, latent in self._latents():
+            own = whole_module(latent)
+            assert isinstance(own, LatentWeight)
+            packed[name] = own.pack(self._pattern(name))
         kept = dict(self._compressed.kept)
         for key, value in self.free.items():
-            kept[_name(key)] = value.detach().to(kept[_name(key)].dtype).cpu()
+            kept[_name(key)] = whole(value.detach()).to(kept[_name(key)].dtype).cpu()
         return packed, kept
 
 

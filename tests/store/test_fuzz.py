@@ -13,12 +13,15 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench" / "fuzz_readers.py"
 COUNTS = {"safetensors": 500, "manifest": 300, "pack": 200, "deflated": 200, "config": 40,
           "model": 40, "bin": 100, "pt2": 40,
-          "recipe": 300, "tokenizer": 100, "journal": 60, "plan": 100, "pte": 15}  # fmt: skip
+          "recipe": 300, "tokenizer": 100, "journal": 60, "plan": 100, "pte": 15,
+          "record": 200, "bundle": 100, "checkpoint": 100}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    script = runpy.run_path(str(BENCH))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH.parent))  # as for a script
+        script = runpy.run_path(str(BENCH))
     previous = {alarm: signal.signal(alarm, script["_too_slow"]) for alarm in script["ALARMS"]}
     script["every"] = script["readers"](tmp_path_factory.mktemp("fuzz"))
     yield script

@@ -52,7 +52,8 @@ def alone(job: dict[str, Any], method: str, **options: Any) -> CompressedModel:
     return compress(captured, job["plan"](captured, method), job["data"](), **options)
 
 
-@pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
+# With 2:4 the rows of one matrix are solved by both.
+@pytest.mark.parametrize("method", ["magnitude", "sparsegpt", "sparsegpt 2:4"])
 def test_two_make_what_one_makes(job: dict[str, Any], tmp_path: Path, method: str) -> None:
     team = start(tmp_path / "small", method)
     messages = [process.communicate(timeout=120)[1] for process in team]
@@ -69,6 +70,42 @@ def test_two_make_what_one_makes(job: dict[str, Any], tmp_path: Path, method: st
     wanted = captured.loader()(x=inputs)
     errors = [float((y - wanted).square().mean().detach()) for y in outputs]
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+
+
+def test_two_recover_as_one_with_twice_the_batches_in_a_step(
+    job: dict[str, Any], tmp_path: Path
+) -> None:
+    team = start(tmp_path / "small", "recover")
+    messages = [process.communicate(timeout=120)[1] for process in team]
+    assert [process.returncode for process in team] == [0, 0], messages
+    captured, compressed = job["model"](), alone(job, "magnitude")
+    together = CompressedModel.load(tmp_path / "small", source=captured)
+    one = job["recovery"](compressed, tmp_path / "one.safetensors", accumulate=2)
+    moved = [codes_that_differ(compressed, one), codes_that_differ(one, together)]
+    assert moved[0] > 0.02
+    assert moved[1] < 0.002  # the sum of gradients is rounded in another order
+    for name, value in one.kept.items():
+        assert torch.allclose(value, together.kept[name], atol=1e-4)
+    # What the team left to go on with is what one process leaves: all steps are done.
+    state = tmp_path / "small.safetensors"
+    assert codes_that_differ(job["recovery"](compressed, state, accumulate=2), together) == 0
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def codes_that_differ(one: CompressedModel, other: CompressedModel) -> float:
+    """Return the fraction of all codes that are not the same."""
+    pairs = [(p.codes.values, other.packed[name].codes.values) for name, p in one.packed.items()]
+    return float(np.mean(np.concatenate([(a != b).ravel() for a, b in pairs])))
+
+
+def test_a_lost_process_ends_a_recovery(tmp_path: Path) -> None:
+    leader, lost = start(tmp_path / "small", "recover", 3)
+    message = leader.communicate(timeout=120)[1]
+    lost.communicate(timeout=120)
+    assert (leader.returncode, lost.returncode) == (1, 9)
+    assert "error: another process of this job is gone" in message
+    assert "Traceback" not in message
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lost_process_ends_the_job_and_what_was_finished_stays(

@@ -1,8 +1,9 @@
-"""One process of a team: compress a small chain of blocks by every method given, and save it.
+"""One process of a team: compress a small chain of blocks by a method, and save it.
 
     worker.py OUTPUT METHOD [LOSE]      started by torchrun's variables
+    worker.py OUTPUT recover [LOSE]     compress alone, and recover what came of it together
 
-With LOSE the last process dies after so many tensors, as if its machine had been switched off.
+With LOSE the last process dies after so many tensors or steps, as if its machine were switched off.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +20,8 @@ import edgesparse as es
 from edgesparse.calibrate.team import joined
 from edgesparse.compression import Progress, compress
 from edgesparse.errors import EdgesparseError
-from edgesparse.model import CapturedModel
+from edgesparse.model import CapturedModel, CompressedModel
+from edgesparse.recovery import RecoveryProgress
 
 
 class Block(nn.Module):
@@ -62,11 +65,36 @@ def data() -> list[dict[str, torch.Tensor]]:
 
 
 def plan(captured: CapturedModel, method: str) -> es.Plan:
+    """Return a plan for a method, with a pattern of its own if one stands behind it."""
+    method, _, pattern = method.partition(" ")
     quantizer = "rtn" if method in ("magnitude", "wanda") else "gptq"
     rule = es.Rule(
-        pattern=es.Pattern(sparsity=0.5), method=method, quantizer=quantizer, group_size=16
-    )
+        pattern=es.Pattern.parse(pattern) if pattern else es.Pattern(sparsity=0.5),
+        method=method, quantizer=quantizer, group_size=16,
+    )  # fmt: skip
     return es.plan(captured, es.Recipe((rule,)))
+
+
+def recovery(small: CompressedModel, checkpoint: Path, **options: Any) -> CompressedModel:
+    """Return ``small`` recovered in a few steps."""
+    return es.recover(
+        small, data=data(), steps=8, lr=2e-3, batch=50, checkpoint=checkpoint, **options
+    )
+
+
+def recover_together(output: Path, lose: int) -> None:
+    captured = model()
+    small = compress(captured, plan(captured, "magnitude"), data())
+    with joined("cpu") as (team, device):
+
+        def watch(progress: RecoveryProgress) -> None:
+            if progress.step == lose and team.rank == team.size - 1:
+                os._exit(9)
+
+        state = output.with_suffix(".safetensors")
+        recovered = recovery(small, state, team=team, device=device, progress=watch)
+        if team.leads:
+            recovered.save(output)
 
 
 def main(output: Path, method: str, lose: int) -> None:
@@ -87,6 +115,10 @@ def main(output: Path, method: str, lose: int) -> None:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else -1)
+        lost_after = int(sys.argv[3]) if len(sys.argv) > 3 else -1
+        if sys.argv[2] == "recover":
+            recover_together(Path(sys.argv[1]), lost_after)
+        else:
+            main(Path(sys.argv[1]), sys.argv[2], lost_after)
     except EdgesparseError as error:
         sys.exit(f"error: {error}")
