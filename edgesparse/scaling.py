@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from edgesparse.calibrate import Resources, Statistic, Statistics, calibrate
 from edgesparse.calibrate.inputs import as_matrix
 from edgesparse.calibrate.record import Group, Recording, call_model, groups_of, record
+from edgesparse.calibrate.replay import Room
 from edgesparse.calibrate.visit import module_of
 from edgesparse.calibrate.windows import Batch
 from edgesparse.model import CapturedModel
@@ -94,7 +95,8 @@ def scale_activations(
 
     needs = {path: frozenset({Statistic.HESSIAN}) for path in folds}
     if needs:
-        calibrate(model, batches, needs, see, resources=Resources(device=device))
+        resources = Resources(device=device, room=Room.on(device))
+        calibrate(model, batches, needs, see, resources=resources)
     changed: dict[str, Tensor] = {}
     for fold, factors in found:
         apply(model, fold, factors)

@@ -281,6 +281,7 @@ class WholeModel:
 
     def __exit__(self, *_: object) -> None:
         self._model.to("cpu")
+        self._replays = {}
 
     def inputs(
         self, group: Group, need: frozenset[Statistic]

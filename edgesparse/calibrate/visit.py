@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from edgesparse.calibrate.driver import Resources, calibrate
 from edgesparse.calibrate.inputs import as_matrix
 from edgesparse.calibrate.record import disable_cache
+from edgesparse.calibrate.replay import Room
 from edgesparse.calibrate.statistics import Statistic, Statistics
 from edgesparse.calibrate.windows import Batch
 from edgesparse.model import CapturedModel, TensorInfo
@@ -48,7 +49,8 @@ def visit(
             see(tensor, as_matrix(model.get_parameter(tensor.name).data), statistics)
 
     by_module = {module: needs[tensor.name] for module, tensor in tensors.items()}
-    calibrate(model, batches, by_module, look, resources=Resources(device=device))
+    resources = Resources(device=device, room=Room.on(device))
+    calibrate(model, batches, by_module, look, resources=resources)
 
 
 def module_of(model: nn.Module, tensor: TensorInfo) -> str:
