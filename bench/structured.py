@@ -5,11 +5,13 @@
     python bench/structured.py score MODEL -o FOLDER --text TEXT [--only NAME]
     python bench/structured.py speed MODEL -o FOLDER [--only CASE]
     python bench/structured.py table MODEL -o FOLDER
+    python bench/structured.py experts MODEL -o FOLDER --calibration TEXT --text TEXT
 
 ``cut`` leaves two models in FOLDER, one only cut and one refitted; ``recover`` trains the second
 with the whole model as the teacher; ``score`` measures what is there; ``speed`` times whole and cut
 in turns, which wants a quiet machine. What each stage found is kept in FOLDER/results.json, of
-which ``table`` makes the table of ``docs/structured.md``.
+which ``table`` makes the table of ``docs/structured.md``. ``experts`` drops and merges experts of a
+mixture, and sends tokens to one, without training.
 """
 
 from __future__ import annotations
@@ -144,6 +146,20 @@ def table(options: argparse.Namespace) -> Results:
     return {}
 
 
+def experts(options: argparse.Namespace) -> Results:
+    """Print the table of a mixture."""
+    whole = es.load(options.model)
+    cuts = [Cuts(**{how: n}) for n in (1, 2, 4) for how in ("experts", "merged")] + [Cuts(top_k=1)]
+    print("| | parameters | perplexity |\n|---|---|---|")
+    for cut_ in (None, *cuts):
+        model = whole
+        if cut_ is not None:
+            model = prune_structured(whole, cut_, calibration=options.calibration, windows=16)
+        measured = es.evaluate(model, text=options.text, max_windows=20).perplexity
+        print(f"| {cut_} | {model.num_parameters / 1e6:.2f} M | {measured:.2f} |", flush=True)
+    return {}
+
+
 def keep(found: Results, folder: Path) -> None:
     """Add to what earlier stages found."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,6 +196,7 @@ def main() -> None:
 
 STAGES: dict[str, Callable[[argparse.Namespace], Results]] = {
     "cut": cut, "recover": recover, "score": score, "speed": speed, "table": table,
+    "experts": experts,
 }  # fmt: skip
 
 if __name__ == "__main__":
