@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,3 +162,24 @@ def compare_output(
         relative_error=float(np.linalg.norm(difference)) / (norm or 1.0),
         tolerance=tolerance,
     )
+
+
+def worst_outputs(
+    found: Iterable[Mapping[str, NDArray[Any]]],
+    references: Iterable[Mapping[str, NDArray[Any]]],
+    *,
+    tolerance: float,
+) -> tuple[OutputCheck, ...]:
+    """Return the worst check of each output over several calls.
+
+    An output that is not there is infinitely wrong; nan is worse than any number.
+    """
+    worst: dict[str, OutputCheck] = {}
+    for outputs, expected in zip(found, references, strict=True):
+        for name, reference in expected.items():
+            value = outputs.get(name, np.zeros(0, np.float32))
+            check = compare_output(name, value, reference, tolerance=tolerance)
+            known = worst.get(name, check).relative_error
+            if name not in worst or not (np.isnan(known) or check.relative_error <= known):
+                worst[name] = check
+    return tuple(worst.values())

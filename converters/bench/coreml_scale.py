@@ -1,6 +1,7 @@
 """How much memory it takes to write a package of a large model.
 
     python converters/bench/coreml_scale.py [--layers 16] [--hidden 1536] [--vocabulary 32000]
+        [--context 512]
 
 A Llama with random codes, half of them kept, 4 bits in groups of 128, is exported without ever
 having float weights. Printed: its parameters, the bytes of its packed weights, the memory of the
@@ -88,13 +89,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, value in (("layers", 16), ("hidden", 1536), ("vocabulary", 32_000)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    small = random_model(**vars(parser.parse_args()))
+    parser.add_argument("--context", type=int)
+    sizes = vars(parser.parse_args())
+    context = sizes.pop("context")
+    small = random_model(**sizes)
     parameters, packed = small.captured.num_parameters, small.nbytes
     before = resident("VmRSS")
     PEAK_RESET.write_text("5")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        artifact = es.export(small, path=Path(folder) / "large.mlpackage")
+        artifact = es.export(small, path=Path(folder) / "large.mlpackage", context=context)
         seconds = time.monotonic() - started
         peak = resident("VmHWM")
         nbytes = artifact.nbytes

@@ -41,6 +41,7 @@ from edgesparse.packed import FormatSpec, PackedTensor
 from edgesparse.pattern import DENSE
 from edgesparse.planner.types import Plan
 from edgesparse.registry import Registry
+from edgesparse.verdict import worst_outputs
 
 NBYTES = 1000
 
@@ -279,6 +280,17 @@ def test_outputs_are_compared_in_the_two_norm(
     check = compare_output("y", np.array(value), np.array(reference), tolerance=0.05)
     np.testing.assert_allclose(check.relative_error, error, rtol=1e-12)
     assert check.ok == (error == 0.0)
+
+
+def test_of_several_calls_the_worst_counts_for_each_output() -> None:
+    ones = np.ones(4)
+    references = [{"y": ones, "z": ones}] * 3
+    found = [{"y": ones, "z": ones}, {"y": 1.5 * ones}, {"y": 1.1 * ones, "z": ones}]
+    y, z = worst_outputs(found, references, tolerance=0.2)
+    np.testing.assert_allclose(y.relative_error, 0.5)
+    assert (y.name, z.name, z.relative_error) == ("y", "z", np.inf)
+    bad = [{"y": np.full(4, np.nan)}, *({"y": 2 * ones} for _ in range(2))]
+    assert np.isnan(worst_outputs(bad, [{"y": ones}] * 3, tolerance=0.2)[0].relative_error)
 
 
 @pytest.mark.parametrize("name", sorted(EXPORTERS))

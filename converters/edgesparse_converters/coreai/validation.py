@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgesparse.errors import SourceError
-from edgesparse.exporting import LayerCheck, OutputCheck, Verdict, compare_output
+from edgesparse.verdict import LayerCheck, Verdict, worst_outputs
 from edgesparse_converters.coreai import session
 from edgesparse_converters.coreai.export import STORED_NAME
 from edgesparse_converters.coreml import validation as coreml
@@ -39,19 +39,11 @@ def validate(path: Path, compressed: CompressedModel, *, calls: int, seed: int) 
     described, constants = session.read_constants(path)
     drawn = coreml.draw_inputs(session.input_types(described), compressed, calls=calls, seed=seed)
     references = coreml.reference_outputs(compressed, drawn)
-    found = session.run(path, drawn)
-    checks: dict[str, OutputCheck] = {}
-    for outputs, expected in zip(found, references, strict=True):
-        for name, reference in expected.items():
-            value = outputs.get(name, np.zeros(0, np.float32))
-            check = compare_output(name, value, reference, tolerance=TOLERANCE)
-            if name not in checks or not check.relative_error <= checks[name].relative_error:
-                checks[name] = check
     return Verdict(
         path=path,
         target="coreai",
         layers=check_layers(compressed, described, constants),
-        outputs=tuple(checks.values()),
+        outputs=worst_outputs(session.run(path, drawn), references, tolerance=TOLERANCE),
         runtime="Core AI's runtime on this host's processor",
         notes=(f"{len(drawn)} inputs, random, seed {seed}",),
     )

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgesparse.exporting import LayerCheck, OutputCheck, Verdict, compare_output
 from edgesparse.runtime.forward import token_key
 from edgesparse.runtime.modules import build_decoded
+from edgesparse.verdict import LayerCheck, OutputCheck, Verdict, compare_output, worst_outputs
 from edgesparse_converters.coreml import interface
 from edgesparse_converters.coreml.comparison import compare
 from edgesparse_converters.coreml.execute import Executor, Precision
@@ -203,13 +203,5 @@ def _check(
 ) -> list[OutputCheck]:
     """Return the worst check of each output over all inputs."""
     executor = Executor(package, precision=precision)
-    worst: dict[str, OutputCheck] = {}
-    for call, reference in zip(inputs, references, strict=True):
-        found = executor.run(call)
-        for name, expected in reference.items():
-            value = found.get(name, np.zeros(0, np.float32))
-            check = compare_output(name, value, expected, tolerance=tolerance)
-            known = worst.get(name)
-            if known is None or not check.relative_error <= known.relative_error:
-                worst[name] = check
-    return [replace(check, name=f"{name} ({precision})") for name, check in worst.items()]
+    checks = worst_outputs(map(executor.run, inputs), references, tolerance=tolerance)
+    return [replace(check, name=f"{check.name} ({precision})") for check in checks]
