@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contenders import Contender, csr, ggml, ours, torch_products
+from contenders import Contender, csr, ggml, ours, torch_csr, torch_products
 from edgesparse_kernels import _isa
 from edgesparse_kernels.activations import Activations
 
@@ -43,6 +43,7 @@ def collect(arguments: argparse.Namespace, shape: tuple[int, int]) -> list[Conte
     if not arguments.ours_only:
         found += torch_products(weights, x, copies, threads)
         found += csr(weights, x, copies)
+        found += torch_csr(weights, x, copies, threads)
     return found
 
 
