@@ -130,7 +130,10 @@ class _Sizes:
             block=4 * twins * max((_numel(block) for block in blocks), default=0),
             statistics=4 * widest**2 * (squares + (_SQUARES if factorizes else 0)),
             gathering=4 * widest**2 * (2 * squares + 1),
-            solving=4 * _SOLVE_COPIES * max((_product(matrices[n]) for n in within), default=0),
+            solving=4
+            * max(
+                (_copies(todo[n], matrices[n]) * _product(matrices[n]) for n in within), default=0
+            ),
             solving_outside=4
             * _WHOLE_COPIES
             * max((_product(matrices[n]) for n in beyond), default=0),
@@ -167,6 +170,15 @@ def peak_nbytes() -> int:
     """Return the most bytes of memory this process ever held."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _copies(planned: TensorPlan, shape: tuple[int, int]) -> int:
+    from edgesparse.pieces import is_solved_by_rows
+
+    assert planned.rule is not None
+    assert planned.spec is not None
+    by_rows = is_solved_by_rows(planned.rule, planned.spec, shape[1]) is not None
+    return _WHOLE_COPIES if by_rows else _SOLVE_COPIES
 
 
 def _factorizes(planned: TensorPlan) -> bool:

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from edgesparse.calibrate.statistics import Statistics
-from edgesparse.codes import SYMMETRIC, TABLE, Codes
+from edgesparse.codes import SYMMETRIC, Codes
 from edgesparse.packed import FormatSpec
 from edgesparse.recipe import Rule
+from edgesparse.shares import row_unit
 from edgesparse.solve import solve_tensor
 
-AT_ONCE = 1 << 24  # weights: 64 MB in float32
+AT_ONCE = 1 << 22  # weights: 16 MB in float32, and a dozen times that while they are solved
 _MEASURED_COST = 1 << 36  # multiplications: a second or two of one core
 _MEASURED_ROWS = 1024
-_ROW_BY_ROW = frozenset({"rtn"})  # quantizers to which every row is alone
+_WITHOUT_FACTOR = frozenset({"magnitude", "wanda", "rtn"})
 _BY_ROW = ("values", "scales", "keep_mask", "zeros")
 
 
@@ -47,12 +48,13 @@ def solve_by_rows(
     name: str, weight: Tensor, statistics: Statistics, rule: Rule, spec: FormatSpec
 ) -> Codes:
     """Return what ``solve_tensor`` returns; see there."""
-    if not _are_rows_independent(rule, spec) or weight.numel() <= AT_ONCE:
+    unit = is_solved_by_rows(rule, spec, weight.shape[1])
+    if unit is None or weight.numel() <= AT_ONCE:
         return solve_tensor(name, weight, statistics, rule, spec)
     return joined(
         [
             solve_tensor(name, weight[rows], statistics, rule, spec)
-            for rows in _pieces(*weight.shape)
+            for rows in _pieces(weight.shape[0], weight.shape[1], unit)
         ]
     )
 
@@ -104,9 +106,14 @@ def _measured_step(rows: int, columns: int) -> int:
     return 1 if rows * columns**2 <= _MEASURED_COST else -(-rows // _MEASURED_ROWS)
 
 
-def _are_rows_independent(rule: Rule, spec: FormatSpec) -> bool:
-    rounds = spec.bits < 16 and spec.scheme != TABLE and rule.quantizer in _ROW_BY_ROW
-    return rounds and rule.pattern.is_dense and not rule.one_scale
+def is_solved_by_rows(rule: Rule, spec: FormatSpec, columns: int) -> int | None:
+    """Return at multiples of how many rows a large matrix is cut to be solved; None if it is not.
+
+    Where rows are independent and nothing is factorized, which each part would do again.
+    """
+    prunes = rule.pattern.is_dense or rule.method in _WITHOUT_FACTOR
+    rounds = spec.bits == 16 or rule.quantizer in _WITHOUT_FACTOR
+    return row_unit(rule, spec, columns) if prunes and rounds else None
 
 
 def _decodable(codes: Codes, shape: torch.Size) -> Iterator[slice]:
@@ -114,8 +121,8 @@ def _decodable(codes: Codes, shape: torch.Size) -> Iterator[slice]:
     return iter([slice(0, shape[0])]) if codes.table is not None else _pieces(*shape)
 
 
-def _pieces(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, AT_ONCE // max(columns, 1))
+def _pieces(rows: int, columns: int, unit: int = 1) -> Iterator[slice]:
+    step = unit * max(1, AT_ONCE // max(unit * columns, 1))
     for begin in range(0, rows, step):
         yield slice(begin, min(rows, begin + step))
 

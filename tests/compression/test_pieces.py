@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -38,6 +39,34 @@ def test_by_rows_the_same_is_chosen(rows: int, columns: int, at_once: int) -> No
     assert np.array_equal(placed.numpy(), whole.decode())
     expected = float((placed - W).double().square().sum() / W.double().square().sum())
     assert error == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+WANDA = es.Rule(
+    bits=4, group_size=16, quantizer="rtn", method="wanda", pattern=es.Pattern(sparsity=0.375)
+)
+
+
+@pytest.mark.parametrize("pattern", [WANDA.pattern, es.Pattern(keep=2, of=4)])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 16), (7, 40), (65, 200)])
+def test_pruned_by_rows_the_same_is_chosen(pattern: es.Pattern, rows: int, columns: int) -> None:
+    rule = replace(WANDA, pattern=pattern)
+    spec = FORMATS.get("bitmask4").spec(group_size=16, pattern=pattern)
+    W = weight(rows, columns)
+    statistics = Statistics(columns=columns, samples=3, square_sum=weight(1, columns)[0].square())
+    whole = solve_tensor("w", W, statistics, rule, spec)
+    with patch.object(pieces, "AT_ONCE", 1), patch.object(pieces, "solve_tensor") as solve:
+        solve.side_effect = solve_tensor
+        parts = pieces.solve_by_rows("w", W, statistics, rule, spec)
+    assert solve.call_count == -(-rows // 16)
+    for name in ("values", "scales", "keep_mask"):
+        assert np.array_equal(getattr(whole, name), getattr(parts, name))
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "admm", "magnitude"])
+def test_where_weights_compete_the_matrix_is_solved_whole(method: str) -> None:
+    rule = replace(WANDA, method=method)
+    spec = FORMATS.get("bitmask4").spec(group_size=16, pattern=rule.pattern)
+    assert pieces.is_solved_by_rows(rule, spec, 64) is None
 
 
 @pytest.mark.parametrize("columns", [1, 16, 33, 100])
