@@ -14,7 +14,7 @@ from edgesparse.model import TensorInfo
 from edgesparse.packed import SYMMETRIC, FormatSpec
 from edgesparse.pattern import Pattern
 from edgesparse.planner.types import MemoryTerm, Plan, TensorPlan
-from edgesparse.recipe import Recipe, Rule
+from edgesparse.recipe import PER_TENSOR, Recipe, Rule
 from edgesparse.store.fields import Fields
 
 
@@ -112,7 +112,9 @@ def _rule(fields: Fields) -> Rule | None:
         return None
     rule.text("pattern"), rule.text("method"), rule.text("quantizer")
     rule.integer("bits"), rule.optional_number("sparsity")
-    rule.optional_integer("group_size"), rule.optional_integer("table_rows")
+    if fields.raw("rule").get("group_size") != PER_TENSOR:
+        rule.optional_integer("group_size")
+    rule.optional_integer("table_rows")
     rule.optional_text("scheme")
     match = rule.object("match")
     match.optional_text("name"), match.optional_text("kind")

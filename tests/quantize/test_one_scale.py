@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_a_tensor_of_zeros_has_scale_one(scheme: str) -> None:
     assert (codes.scales == 1).all()
 
 
-def test_a_recipe_says_tensor(tmp_path: object) -> None:
+def test_a_recipe_says_tensor() -> None:
     recipe = Recipe.from_json([{"bits": 4, "group_size": "tensor"}])
     rule = recipe.rules[0]
     assert (rule.one_scale, rule.group_size) == (True, 0)
@@ -97,7 +98,7 @@ def test_one_scale_has_no_groups_and_no_table(wrong: dict[str, object]) -> None:
         Recipe.from_json([{"bits": 4, "one_scale": True}])
 
 
-def test_it_stays_one_through_compression_recovery_and_the_file(tmp_path: object) -> None:
+def test_it_stays_one_through_compression_recovery_and_the_file(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from edgesparse.recovery import recover
@@ -117,6 +118,9 @@ def test_it_stays_one_through_compression_recovery_and_the_file(tmp_path: object
     small = es.compress(captured, plan)
     tokens = torch.randint(0, 60, (800,), generator=torch.Generator().manual_seed(0))
     better = recover(small, data=tokens, steps=5, batch=4, window=16, lr=1e-2)
+    small.save(tmp_path / "small")
+    read = es.CompressedModel.load(tmp_path / "small", source=captured)
+    assert read.plan.to_json() == small.plan.to_json()
     moved = 0
     for name, packed in small.packed.items():
         assert packed.nbytes == next(e.nbytes for e in plan.tensors if e.tensor.name == name)
