@@ -16,6 +16,7 @@ from typing import Any
 from edgesparse.errors import MissingDependency
 
 PROGRAM_SCHEMA = "exir/_serialize/program.fbs"
+TENSORS_SCHEMA = "extension/flat_tensor/serialize/flat_tensor.fbs"
 XNNPACK_SCHEMA = "backends/xnnpack/serialization/runtime_schema.fbs"
 
 _NOT_FINITE = re.compile(rb"(:\s*|\[\s*|,\s*)(-?inf|nan)\b")

@@ -49,13 +49,14 @@ def _measure(path: str, method: str, folder: str) -> None:
 
     from edgesparse_converters.executorch.loading import register_kernels
 
-    runtime = Runtime.get()
+    runtime, parsed = Runtime.get(), read_program(Path(path))
+    options = {} if parsed.apart_path is None else {"data_path": parsed.apart_path}
     with np.load(Path(folder) / "in0.npz", allow_pickle=False) as stored:
         inputs = [torch.from_numpy(stored[key]) for key in stored.files]
-    register_kernels(read_program(Path(path)).operators)
+    register_kernels(parsed.operators)
     before = _resident("VmRSS")
     _CLEAR.write_text("5", encoding="ascii")  # forget the peak of the imports
-    program = runtime.load_program(path, verification=Verification.InternalConsistency)
+    program = runtime.load_program(path, verification=Verification.InternalConsistency, **options)
     loaded = program.load_method(method)
     for _ in range(2):
         loaded.execute(inputs)

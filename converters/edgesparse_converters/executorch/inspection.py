@@ -7,7 +7,7 @@ from typing import Any
 
 from edgesparse_converters.executorch.memory import memory_of
 from edgesparse_converters.executorch.metadata import read_metadata
-from edgesparse_converters.executorch.program import Program
+from edgesparse_converters.executorch.program import COREML_BACKEND, Program
 
 
 def inspect(program: Program) -> dict[str, Any]:
@@ -42,7 +42,6 @@ def _computes(plan: dict[str, Any]) -> bool:
 def _method(program: Program, name: str) -> dict[str, Any]:
     plan = program.methods[name]
     metadata = read_metadata(program)
-    memory = memory_of(program, name)
     delegates: dict[str, int] = {}
     for backend, _ in program.delegates(name):
         delegates[backend] = delegates.get(backend, 0) + 1
@@ -51,9 +50,15 @@ def _method(program: Program, name: str) -> dict[str, Any]:
         "outputs": _tensors(plan, plan["outputs"], metadata.outputs),
         "arenas": plan["non_const_buffer_sizes"][1:],
         "delegates": delegates,
-        "memory": {**asdict(memory), "dirty": memory.dirty, "peak": memory.peak},
+        # What a Core ML delegate takes is the system's own affair.
+        "memory": {} if COREML_BACKEND in delegates else _memory(program, name),
         "kernel_calls": sum(1 for _ in program.kernel_uses(name)),
     }
+
+
+def _memory(program: Program, name: str) -> dict[str, int]:
+    memory = memory_of(program, name)
+    return {**asdict(memory), "dirty": memory.dirty, "peak": memory.peak}
 
 
 def _tensors(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgesparse.errors import SourceError
 from edgesparse_converters.executorch.program import read_program
@@ -25,7 +25,8 @@ def load_program(path: Path, *, trace: bool = False) -> Program:
     Raises:
         SourceError: The file is damaged, or an operator has no kernel here.
     """
-    operators = read_program(path).operators  # checked before the runtime sees the file
+    program = read_program(path)  # checked before the runtime sees the file
+    operators = program.operators
     from executorch.runtime import Runtime, Verification
 
     runtime = Runtime.get()
@@ -33,8 +34,15 @@ def load_program(path: Path, *, trace: bool = False) -> Program:
     missing = set(operators) - set(runtime.operator_registry.operator_names)
     if missing:
         raise SourceError(f"{path}: this runtime has no kernel for {', '.join(sorted(missing))}")
-    options = {"enable_etdump": True} if trace else {}
-    return runtime.load_program(path, verification=Verification.InternalConsistency, **options)
+    options: dict[str, Any] = {"enable_etdump": True} if trace else {}
+    if program.apart:
+        options["data_path"] = program.apart_path
+    try:
+        return runtime.load_program(path, verification=Verification.InternalConsistency, **options)
+    except TypeError:
+        if not program.apart:
+            raise
+        raise SourceError(f"{path}: weights apart from their program need executorch 1.5") from None
 
 
 def register_kernels(operators: tuple[str, ...]) -> None:

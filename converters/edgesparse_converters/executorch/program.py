@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from edgesparse.errors import SourceError
+from edgesparse_converters.executorch.apart import SUFFIX, read_tensors
 from edgesparse_converters.executorch.flatbuffer import PROGRAM_SCHEMA, to_json
+from edgesparse_converters.executorch.tables import check_tables
 
 IDENTIFIER = b"ET12"
+COREML_BACKEND = "CoreMLBackend"
 _HEADER = struct.Struct("<4s4s4sIQQQ")
 
 
@@ -90,9 +93,27 @@ class Program:
 
     @property
     def constants_nbytes(self) -> int:
-        """Bytes of the segment with the kernels' constants."""
+        """Bytes of the kernels' constants, those that are kept apart included."""
         constants = self.schema["constant_segment"]
-        return len(self.segment(constants["segment_index"])) if constants["offsets"] else 0
+        inside = len(self.segment(constants["segment_index"])) if constants["offsets"] else 0
+        return inside + sum(map(len, self.apart.values()))
+
+    @cached_property
+    def apart_path(self) -> Path | None:
+        """The file with the weights that are kept apart; None where there are none."""
+        plans = self.schema["execution_plan"]
+        values = (value["val"] for plan in plans for value in plan["values"])
+        any_apart = any(isinstance(value, dict) and _apart_name(value) for value in values)
+        return self.path.with_suffix(SUFFIX) if any_apart else None
+
+    @cached_property
+    def apart(self) -> dict[str, memoryview]:
+        """Weights that are kept apart, by name.
+
+        Raises:
+            SourceError: Their file is not there, or is damaged.
+        """
+        return {} if self.apart_path is None else read_tensors(self.apart_path)
 
     def constant(self, value: dict[str, Any]) -> memoryview:
         """Return the stored bytes of a constant tensor value, padding included.
@@ -100,6 +121,11 @@ class Program:
         Raises:
             SourceError: The value is no stored constant.
         """
+        name = _apart_name(value)
+        if name:
+            if name not in self.apart:
+                raise _damaged(self.path, f"{self.apart_path} has no tensor {name!r}")
+            return self.apart[name]
         constants = self.schema["constant_segment"]
         index, offsets = value["data_buffer_idx"], constants["offsets"]
         if not 0 < index < len(offsets):
@@ -127,6 +153,17 @@ class Program:
                 if instruction["instr_args_type"] == "KernelCall":
                     call = instruction["instr_args"]
                     yield KernelUse(operator=names[call["op_index"]], arguments=tuple(call["args"]))
+
+    @property
+    def is_coreml(self) -> bool:
+        """Whether ``forward`` has a Core ML delegate, which Apple's runtime executes."""
+        delegates = self.methods.get("forward", {}).get("delegates") or []
+        return any(delegate.get("id") == COREML_BACKEND for delegate in delegates)
+
+    def tensor_sizes(self, method: str, place: int) -> tuple[int, ...]:
+        """Return the sizes of an input of a method."""
+        plan = self.methods[method]
+        return tuple(plan["values"][plan["inputs"][place]]["val"]["sizes"])
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -184,11 +221,18 @@ def check_header(path: Path, data: memoryview) -> tuple[int, int]:
 def _parse(path: Path, flatbuffer: bytes) -> dict[str, Any]:
     try:
         parsed = to_json(flatbuffer, PROGRAM_SCHEMA)
+        check_tables(parsed)
     except ValueError as error:
         raise _damaged(path, f"its flatbuffer cannot be parsed ({error})") from None
     if not parsed.get("execution_plan"):
         raise _damaged(path, "its flatbuffer holds no method")
     return parsed
+
+
+def _apart_name(value: dict[str, Any]) -> str:
+    """Return the name of a tensor that is kept apart, "" for any other."""
+    info = value.get("extra_tensor_info") or {}
+    return str(info["fully_qualified_name"]) if info.get("location") == "EXTERNAL" else ""
 
 
 def _slice(path: Path, data: memoryview, start: int, size: int) -> memoryview:

@@ -62,15 +62,19 @@ def store_inputs(program: Program, method: str, inputs: Sequence[Arrays], folder
         UsageError: Inputs that the method does not have, or of another dtype or shape.
     """
     names = read_metadata(program).inputs
-    ordered = [_ordered(program, method, names, arrays) for arrays in inputs]
+    ordered = [in_order(program, method, names, arrays) for arrays in inputs]
     for i, call in enumerate(ordered):
         np.savez(folder / f"in{i}.npz", *call)
 
 
-def _ordered(
+def in_order(
     program: Program, method: str, names: Sequence[str], arrays: Arrays
 ) -> list[NDArray[Any]]:
-    """Return the arrays in the program's order, C-contiguous, checked against its inputs."""
+    """Return the arrays in the program's order, C-contiguous, checked against its inputs.
+
+    Raises:
+        UsageError: Inputs that the method does not have, or of another dtype or shape.
+    """
     if method not in program.methods:
         known = ", ".join(sorted(program.methods))
         raise UsageError(f"{program.path}: no method {method!r}; it has {known}")
@@ -88,10 +92,23 @@ def _ordered(
     ]
 
 
-DTYPES = {
+DTYPES: dict[str, type[np.generic]] = {
     "BYTE": np.uint8, "CHAR": np.int8, "SHORT": np.int16, "INT": np.int32, "LONG": np.int64,
     "HALF": np.float16, "FLOAT": np.float32, "DOUBLE": np.float64, "BOOL": np.bool_,
 }  # fmt: skip
+
+
+def dtype_of(value: Mapping[str, Any]) -> type[np.generic]:
+    """Return the dtype of a tensor value of a program.
+
+    Raises:
+        SourceError: No tensor, or one of a type that NumPy does not have.
+    """
+    found = DTYPES.get(value.get("scalar_type", ""))
+    if found is None:
+        kind = value.get("scalar_type", "no tensor")
+        raise SourceError(f"the program has an input that is {kind}; it cannot be given here")
+    return found
 
 
 def zeros(program: Program, method: str) -> dict[str, NDArray[Any]]:
@@ -100,14 +117,14 @@ def zeros(program: Program, method: str) -> dict[str, NDArray[Any]]:
     values = [plan["values"][index]["val"] for index in plan["inputs"]]
     names = read_metadata(program).inputs or tuple(f"input_{i}" for i in range(len(values)))
     return {
-        name: np.zeros(value["sizes"], DTYPES[value["scalar_type"]])
+        name: np.zeros(value["sizes"], dtype_of(value))
         for name, value in zip(names, values, strict=True)
     }
 
 
 def _checked(name: str, array: NDArray[Any], value: Mapping[str, Any]) -> NDArray[Any]:
     """Refuse what the runtime would refuse with a number, or misread."""
-    dtype, sizes = DTYPES[value["scalar_type"]], tuple(value["sizes"])
+    dtype, sizes = dtype_of(value), tuple(value["sizes"])
     bounded = value["shape_dynamism"] != "STATIC"
     fits = len(sizes) == array.ndim and all(
         found <= size if bounded else found == size
