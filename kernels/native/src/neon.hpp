@@ -45,10 +45,8 @@ struct Neon : Portable {
     const uint64_t even = load_u64(masks), odd = load_u64(masks + 8);
     const uint64_t even_sums = prefix_sums(vgetq_lane_u64(counts, 0));
     const uint64_t odd_sums = prefix_sums(vgetq_lane_u64(counts, 1));
-    for (int i = 0; i < 4; ++i) {
-      low.part[i] = low_nibbles(sixteen(evens, even_sums, even, 16 * i));
-      high.part[i] = high_nibbles(sixteen(odds, odd_sums, odd, 16 * i));
-    }
+    for (int i = 0; i < 4; ++i) low.part[i] = low_nibbles(sixteen(evens, even_sums, even, 16 * i));
+    for (int i = 0; i < 4; ++i) high.part[i] = high_nibbles(sixteen(odds, odd_sums, odd, 16 * i));
     evens += even_sums >> 56;
     odds += odd_sums >> 56;
   }
