@@ -58,6 +58,14 @@ class _Bomb:
         return (Path.touch, (Path("exploded"),))
 
 
+def test_a_bin_file_that_torch_falls_over_is_refused(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    # Found by fuzzing: a persistent id is asked for before anything is on the stack.
+    (directory / "pytorch_model.bin").write_bytes(bytes.fromhex("514b03040000080800000000"))
+    with pytest.raises(SourceError, match="without running code"):
+        load(directory)
+
+
 def test_a_bin_file_with_code_is_refused_and_not_run(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
