@@ -38,7 +38,6 @@ class Runtime:
         caches: Whether the program keeps keys and values between calls.
         empty_nbytes: What the runtime takes around a program: code that is touched, threads.
         layer_nbytes: What it makes of the graph around one matrix.
-        expert_nbytes: The same around a matrix of an expert, which has no call of its own.
     """
 
     float_nbytes: int
@@ -47,7 +46,6 @@ class Runtime:
     caches: bool
     empty_nbytes: int
     layer_nbytes: int = 0
-    expert_nbytes: int = 0
 
 
 RUNTIMES: dict[str | None, Runtime] = {
@@ -60,7 +58,6 @@ RUNTIMES: dict[str | None, Runtime] = {
         caches=False,
         empty_nbytes=5_000_000,
         layer_nbytes=13_000,
-        expert_nbytes=3_000,
     ),
     "coreml": Runtime(
         float_nbytes=2, decodes=True, repacks=False, caches=False, empty_nbytes=3_500_000
@@ -127,20 +124,13 @@ def fixed_terms(
         terms.append(
             MemoryTerm(name="runtime", nbytes=runtime.empty_nbytes, basis="code and threads")
         )
-    if graph := sum(_graph_nbytes(tensor, runtime) for tensor in captured.tensors):
+    if graph := runtime.layer_nbytes * sum(t.compressible for t in captured.tensors):
         terms.append(MemoryTerm(name="graph", nbytes=graph, basis="values and calls"))
     loading = _stretch_nbytes(captured) - sum(t.nbytes for t in terms) if runtime.repacks else 0
     if loading > 0:
         basis = "the longest stretch of convolutions while it is repacked"
         terms.append(MemoryTerm(name="loading", nbytes=loading, basis=basis))
     return tuple(terms)
-
-
-def _graph_nbytes(tensor: TensorInfo, runtime: Runtime) -> int:
-    if not tensor.compressible:
-        return 0
-    is_expert = tensor.kind is TensorKind.EXPERT
-    return runtime.expert_nbytes if is_expert else runtime.layer_nbytes
 
 
 def is_window(tensor: TensorInfo) -> bool:

@@ -13,7 +13,7 @@ from edgesparse.planner.types import Plan, TensorPlan
 _FIXED_NBYTES = 8_000
 _NBYTES_PER_LAYER = 1_100
 _NBYTES_PER_CONVOLUTION = 300  # within a delegate
-_NBYTES_PER_EXPERT = 1_100  # a matrix of an expert
+_NBYTES_PER_EXPERT = 800  # a matrix of an expert
 _NBYTES_PER_BARE_NORM = 7_000
 _FLOAT32_NBYTES = 4
 
