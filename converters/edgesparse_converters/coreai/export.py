@@ -45,9 +45,8 @@ def export(compressed: CompressedModel, path: Path, *, tokens: int | None) -> Ar
     inputs = interface.tensor_inputs(compressed.captured, tokens=tokens)
     with quiet():
         program = _convert(wrapped, inputs, _Translator(compressed, names))
-        program.save_asset(path).update_metadata(
-            lambda data: data.set_custom(RECORD, version("edgesparse"))
-        )
+        record = {"version": version("edgesparse"), "weights": {v: k for k, v in names.items()}}
+        program.save_asset(path).update_metadata(lambda data: data.set_custom(RECORD, record))
     return Artifact(
         path=path,
         target="coreai",

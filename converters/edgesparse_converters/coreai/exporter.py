@@ -59,7 +59,7 @@ class CoreaiExporter:
 
     def inspect(self, path: Path) -> Mapping[str, Any]:
         """Return inputs, outputs, operators and weights."""
-        from edgesparse_converters.coreai.session import inspect
+        from edgesparse_converters.coreai.inspection import inspect
 
         return inspect(path)
 

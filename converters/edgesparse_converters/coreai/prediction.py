@@ -9,9 +9,10 @@ from edgesparse.planner.types import Plan, TensorPlan
 from edgesparse_converters.coreml.blocks import block_shape
 
 # Measured on assets of the bundled model and of small networks: metadata and the program's frame,
-# and the part of the program that is there for each tensor.
+# the call of a layer, and what comes with a norm: attention, rotary positions, gates.
 FIXED_NBYTES = 2_800
 NBYTES_PER_TENSOR = 700
+NBYTES_PER_NORM = 6_500
 SCALE_NBYTES = 4
 
 
@@ -22,7 +23,8 @@ def predict_nbytes(plan: Plan) -> int:
     """
     tensors = sum(weight_nbytes(tensor) for tensor in plan.tensors)
     matrices = sum(len(tensor.tensor.shape) > 1 for tensor in plan.tensors)
-    return FIXED_NBYTES + NBYTES_PER_TENSOR * matrices + tensors
+    norms = sum(tensor.tensor.kind == "norm" for tensor in plan.tensors)
+    return FIXED_NBYTES + NBYTES_PER_TENSOR * matrices + NBYTES_PER_NORM * norms + tensors
 
 
 def weight_nbytes(planned: TensorPlan) -> int:

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse.errors import SourceError, UsageError
-from edgesparse.exporting import nbytes_on_disk
 from edgesparse_converters.coreml import blob
 from edgesparse_converters.coreml.program import TensorType
 
@@ -62,7 +61,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def read_constants(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Return what ``describe`` returns, and every stored constant, unpacked.
+    """Return what ``describe`` returns, and every constant of a weight, unpacked.
 
     Constants of equal bytes may share a name and have different shapes.
 
@@ -74,16 +73,11 @@ def read_constants(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]
         described = _described(Path(folder))
         with np.load(Path(folder) / "constants.npz", allow_pickle=False) as stored:
             packed = {name: stored[name] for name in stored.files}
-    constants = {
-        value: _unpacked(constant["name"], packed, parse_type(constant["type"]))
-        for value, constant in described["constants"].items()
-    }
+    constants = {}
+    for value in {value for weight in described["weights"] for value in weight.values()}:
+        constant = described["constants"][value]
+        constants[value] = _unpacked(constant["name"], packed, parse_type(constant["type"]))
     return described, constants
-
-
-def inspect(path: Path) -> dict[str, Any]:
-    """Return what is in an asset, as JSON values."""
-    return {"target": "coreai", "nbytes": nbytes_on_disk(path), **describe(path)}
 
 
 def run(path: Path, inputs: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:

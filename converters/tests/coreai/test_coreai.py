@@ -87,6 +87,10 @@ def test_what_is_in_an_asset_and_what_it_takes(captured, tmp_path):
     assert main["inputs"] == [{"name": "ids", "type": "1x12xsi32"}]
     assert [named["name"] for named in main["outputs"]] == ["logits", "hidden"]
     assert found["operators"]["coreai.sparse_with_bitmask_to_dense"] == 3  # tied weights once
+    up = next(weight for weight in found["weights"] if weight["name"] == "up.weight")
+    assert (up["shape"], up["dtype"], up["sparsity"]) == ([96, 64], "uint4", 0.5)
+    # a bit of mask and half a code for each of 96 x 64 weights, a float32 for 32 of them, 16 codes
+    assert up["nbytes"] == 96 * 64 // 8 + 96 * 64 // 4 + 4 * 96 * 2 + 16
     assert run(path, {"ids": np.arange(12)[None]})["logits"].shape == (1, 12, 64)
     with pytest.raises(UsageError, match=r"\(1, 11\), expected \(1, 12\)"):
         run(path, {"ids": np.zeros((1, 11))})
