@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -11,16 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from edgesparse.batchnorm import absorb
-from edgesparse.errors import ExportError, Unsupported, UsageError
+from edgesparse.errors import UsageError
 from edgesparse.exporting import Artifact, nbytes_on_disk
-from edgesparse.packed import PackedTensor
 from edgesparse.runtime.modules import build_exportable
 from edgesparse_converters.coreml import interface, translate
-from edgesparse_converters.coreml.blocks import block_shape
 from edgesparse_converters.coreml.convert import (
     combine,
     convert,
@@ -28,11 +23,12 @@ from edgesparse_converters.coreml.convert import (
     save,
     trace,
 )
-from edgesparse_converters.coreml.forming import form_of, has_old_form
+from edgesparse_converters.coreml.forming import form_of
 from edgesparse_converters.coreml.forms import Choice, Form
 from edgesparse_converters.coreml.merge import merge
 from edgesparse_converters.coreml.options import OLD_SYSTEMS, Options
 from edgesparse_converters.coreml.placeholders import Numbers, fill, is_hollow, numbers_of
+from edgesparse_converters.coreml.remarks import notes, refuse_lost, refuse_old_system
 from edgesparse_converters.coreml.shapes import open_axes, parse_shapes, resize
 from edgesparse_converters.coreml.stateful import Stateful
 
@@ -56,7 +52,7 @@ def export(
         Unsupported: Operators or inputs Core ML has no form for, by name.
         ExportError: coremltools fails for another reason.
     """
-    _refuse_old_system(compressed, options)
+    refuse_old_system(compressed, options)
     streamed = streamed or options.system in OLD_SYSTEMS
     storage = translate.Storage(
         bits={name: packed.spec.bits for name, packed in compressed.packed.items()},
@@ -75,14 +71,14 @@ def export(
             save(model, parts[name], _record(compressed, storage, options))
             del model
         _join(parts, path, storage, _record(compressed, storage, options))
-    _refuse_lost(compressed, storage)
+    refuse_lost(compressed, storage)
     return Artifact(
         path=path,
         target="coreml",
         nbytes=nbytes_on_disk(path),
         tool_versions={name: version(name) for name in ("coremltools", "torch")},
         lowering={name: describe(form) for name, form in storage.written.items()},
-        notes=_notes(compressed, storage),
+        notes=notes(compressed, storage),
     )
 
 
@@ -183,93 +179,3 @@ def open_sizes(
         return None
     length = torch.export.Dim("tokens", min=2, max=options.tokens)
     return {name: {1: length} for name in inputs}
-
-
-def _refuse_old_system(compressed: CompressedModel, options: Options) -> None:
-    """Refuse, by name, weights an old system has no constant for, unless they may be values."""
-    if options.system not in OLD_SYSTEMS:
-        return
-    without = {
-        name: packed
-        for name, packed in compressed.packed.items()
-        if not has_old_form(packed.spec, packed.shape)
-    }
-    if not options.allow_conversion:
-        _refuse(
-            without,
-            f"{options.system} has no form for",
-            "without a mask it holds a scale for a row or a table for a weight, with one only "
-            "float16 values; export for iOS18, or allow the conversion to float16 values with "
-            "--allow-conversion, in Python allow_conversion=True",
-        )
-    else:
-        _refuse(
-            {name: packed for name, packed in without.items() if not _fits_float16(packed)},
-            f"{options.system} would hold float16 values of",
-            "which are not exact, products of 8-bit codes and scales: use fewer bits, a scale for "
-            "each row without a mask, or iOS18",
-        )
-
-
-def _refuse(packed: Mapping[str, PackedTensor], what: str, why: str) -> None:
-    """Refuse weights by name, if there are any."""
-    names = [f"{name} ({each.spec.name})" for name, each in packed.items()]
-    if names:
-        rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise Unsupported(f"{what} {', '.join(names[:5])}{rest}: {why}")
-
-
-def _fits_float16(packed: PackedTensor) -> bool:
-    values = packed.codes.decode()
-    return np.array_equal(values, values.astype(np.float16))
-
-
-def _refuse_lost(compressed: CompressedModel, storage: translate.Storage) -> None:
-    """Refuse a program that does not use every packed weight through its operator."""
-    lost = sorted(set(compressed.packed) - set(storage.written))
-    if lost:
-        raise ExportError(
-            f"the traced program never reads {', '.join(lost[:5])}; such weights would be left "
-            "out of the package: leave them out of the recipe or use them in forward"
-        )
-
-
-def _notes(compressed: CompressedModel, storage: translate.Storage) -> tuple[str, ...]:
-    notes = []
-    widened: Counter[tuple[int, int]] = Counter()
-    for name, form in storage.written.items():
-        spec = compressed.packed[name].spec
-        if form.bits != spec.bits and form.bits < 16:
-            widened[spec.bits, form.bits] += 1
-        if form.scales is None:
-            continue
-        stored, chosen = form.scales[0].size, spec.groups(math.prod(form.shape[1:]))
-        if stored > chosen:
-            block = "x".join(map(str, block_shape(form.shape, spec.group_size)[1:]))
-            notes.append(
-                f"{name}: groups of {spec.group_size} do not fall on blocks of shape {form.shape}; "
-                f"scales are repeated for blocks of {block}, {stored} a row instead of {chosen}"
-            )
-    values = [
-        form.mask is not None
-        for name, form in storage.written.items()
-        if form.bits == 16 and compressed.packed[name].spec.bits < 16
-    ]
-    if values.count(False):
-        notes.append(
-            f"{values.count(False)} weights are written as float16 values in full: as large as "
-            "dense"
-        )
-    if values.count(True):
-        notes.append(f"{values.count(True)} weights are written as a mask and float16 values")
-    why = (
-        "the system has none so narrow"
-        if storage.choice.old
-        else ("tables would cost more than the narrower codes save")
-    )
-    notes += [
-        f"{count} weights of {bits} bits are written as {stored}-bit integers of the same values: "
-        f"{why}"
-        for (bits, stored), count in sorted(widened.items())
-    ]
-    return tuple(notes)
