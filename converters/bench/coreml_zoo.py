@@ -1,11 +1,13 @@
 """Fifteen architectures, half pruned and in 4 bits, written as packages and executed on this host.
 
     python converters/bench/coreml_zoo.py [name ...] [--table docs/coreml.md]
+        [--real TEXT SOUNDS PICTURE]
 
 Every model is small and randomly initialised from its library's configuration. Printed for each:
 whether all weights are read back bit for bit, the largest error relative to the largest output when
 the package runs in float32, and the cosine of the outputs when it runs in float16, both against the
-packed model in torch. ``--table`` puts the rows between the markers of a Markdown file.
+packed model in torch, on two random inputs and, with ``--real``, on one that is text, speech or a
+photograph. ``--table`` puts the rows between the markers of a Markdown file.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import transformers as tf
 from edgesparse_converters.coreml.execute import Executor
 from edgesparse_converters.coreml.package import Package
 from edgesparse_converters.coreml.validation import check_layers, draw_inputs, reference_outputs
+from real_inputs import Sources, real_inputs
 
 import edgesparse as es
 from edgesparse.pattern import Pattern
@@ -103,6 +106,11 @@ ZOO: dict[str, Callable[[], torch.nn.Module]] = {
 class Row:
     """What one model showed."""
 
+    HEAD = (
+        "| model | weights equal bit for bit | float32: largest error | float16: cosine |\n"
+        "|---|---|---|---|"
+    )
+
     name: str
     weights: int
     equal: int
@@ -123,7 +131,7 @@ class Row:
         )
 
 
-def measure(name: str, folder: Path) -> Row:
+def measure(name: str, folder: Path, sources: Sources | None = None) -> Row:
     """Compress, export, read back and execute one model of the zoo."""
     started = time.monotonic()
     torch.manual_seed(0)
@@ -132,7 +140,10 @@ def measure(name: str, folder: Path) -> Row:
     path = folder / f"{name.replace(' ', '-')}.mlpackage"
     package = Package(es.export(small, path=path).path)
     layers = check_layers(package, small)
-    inputs = draw_inputs(Executor(package).inputs, small, calls=2, seed=0)
+    types = Executor(package).inputs
+    inputs = draw_inputs(types, small, calls=2, seed=0)
+    if sources is not None:
+        inputs.append(real_inputs(types, sources, inputs[0]))
     references = reference_outputs(small, inputs)
     error, cosine = 0.0, 1.0
     for call, reference in zip(inputs, references, strict=True):
@@ -171,33 +182,28 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def write_table(path: Path, rows: list[Row]) -> None:
-    """Put the rows between the markers of a Markdown file."""
+def write_table(path: Path, lines: list[str]) -> None:
+    """Put a table between the markers of a Markdown file."""
     text = path.read_text(encoding="utf-8")
     head, _, rest = text.partition(START)
     _, _, tail = rest.partition(END)
-    table = "\n".join(
-        [
-            "| model | weights equal bit for bit | float32: largest error | float16: cosine |",
-            "|---|---|---|---|",
-            *map(str, rows),
-        ]
-    )
-    path.write_text(f"{head}{START}\n{table}\n{END}{tail}", encoding="utf-8")
+    path.write_text("\n".join([f"{head}{START}", *lines, f"{END}{tail}"]), encoding="utf-8")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(ZOO)}")
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--real", type=Path, nargs=3, metavar=("TEXT", "SOUNDS", "PICTURE"))
     arguments = parser.parse_args()
+    sources = Sources(*arguments.real) if arguments.real else None
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.names or ZOO:
-            rows.append(measure(name, Path(folder)))
+            rows.append(measure(name, Path(folder), sources))
             print(rows[-1], f"{rows[-1].seconds:.0f} s", flush=True)
     if arguments.table:
-        write_table(arguments.table, rows)
+        write_table(arguments.table, [Row.HEAD, *map(str, rows)])
     return 0 if all(row.ok for row in rows) else 1
 
 
