@@ -218,6 +218,8 @@ def _rule(table: Any, where: str) -> Rule:
     given = {"sparsity" if key == "pattern" else key for key in table}
     match, adjustable = table.pop("match", {}), table.pop("adjustable", ADJUSTABLE - given)
     pattern, sparsity = table.pop("pattern", "unstructured"), table.pop("sparsity", 0.0)
+    if not isinstance(match, dict):
+        raise RecipeError(f"{where}: match is {match!r}, expected {{ kind = …, name = … }}")
     unknown = sorted(set(table) - _OPTIONS) + sorted(set(match) - {"kind", "name"})
     if unknown:
         known = ", ".join(sorted({"match", "pattern", "sparsity", *_OPTIONS}))
@@ -238,5 +240,5 @@ def _rule(table: Any, where: str) -> Rule:
         )
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise RecipeError(f"{where}: {error}") from None

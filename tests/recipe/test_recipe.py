@@ -131,6 +131,8 @@ class TestFiles:
             ("[[rule]]\nbit = 4", "rule 1: unknown key 'bit'"),
             ("[[rule]]\nbits = 4\n[[rule]]\nmatch = { shape = 3 }", "rule 2: unknown key 'shape'"),
             ("[[rule]]\nmatch = { kind = 'dense' }", "'dense', expected one of linear"),
+            ("[[rule]]\nmatch = 4", "rule 1: match is 4, expected"),
+            (f"[[rule]]\nsparsity = {10**400}", "rule 1: int too large"),
             ("[[rule]]\nsparsity = 1.5", "sparsity is 1.5"),
             ("[[rule]]\nsparsity = 'half'", "could not convert"),
             ("[[rule]]\npattern = '2:4'\nsparsity = 0.9", "fixes the sparsity"),
