@@ -95,7 +95,9 @@ class Program:
     def constants_nbytes(self) -> int:
         """Bytes of the kernels' constants, those that are kept apart included."""
         constants = self.schema["constant_segment"]
-        inside = len(self.segment(constants["segment_index"])) if constants["offsets"] else 0
+        # The first offset is that of no constant: with it alone there may be no segment at all.
+        any_inside = len(constants["offsets"]) > 1
+        inside = len(self.segment(constants["segment_index"])) if any_inside else 0
         return inside + sum(map(len, self.apart.values()))
 
     @cached_property
