@@ -12,7 +12,7 @@ A packed parameter is found by every name it has; tied names share one payload.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -43,17 +43,33 @@ def build_packed(compressed: CompressedModel, *, dtype: torch.dtype = torch.floa
     return _build(compressed, dtype, lambda name, packed: PackedPayload(name, packed, slot, dtype))
 
 
-def build_decoded(compressed: CompressedModel, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+def build_decoded(
+    compressed: CompressedModel,
+    *,
+    dtype: torch.dtype = torch.float32,
+    hollow: Container[str] = frozenset(),
+) -> nn.Module:
     """Return an ordinary module in evaluation mode whose weights are the decoded values.
 
     Every parameter is a copy of its own: the caller may train it. Tied weights stay tied.
+
+    Args:
+        compressed: The model.
+        dtype: Floating type of all tensors.
+        hollow: Names of packed tensors that the caller will put something else in the place of:
+            they get their shapes but no memory, all zeros.
 
     Raises:
         SourceError: The structure and the stored tensors do not belong together.
     """
     module = compressed.captured.skeleton()
     for name, packed in compressed.packed.items():
-        value = torch.from_numpy(packed.decode()).to(dtype)
+        if name in hollow:
+            value = torch.zeros((), dtype=dtype).expand(packed.shape)
+        else:
+            # Not ``packed.decode()``, whose codes would stay.
+            codes = FORMATS.get(packed.spec.name).unpack(packed)
+            value = torch.from_numpy(codes.decode()).to(dtype)
         place(module, _names(compressed, name), value)
     return _finish(module, compressed, dtype)
 

@@ -40,6 +40,18 @@ def test_decoded_equals_the_reference(compressed):
     )
 
 
+def test_a_hollow_weight_has_its_shape_and_takes_no_memory(compressed):
+    hollow, *_ = compressed.packed
+    module = build_decoded(compressed, hollow={hollow})
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    assert tuple(weights[hollow].shape) == compressed.packed[hollow].shape
+    assert weights[hollow].untyped_storage().nbytes() == 4
+    whole = dict(build_decoded(compressed).named_parameters(remove_duplicate=False))
+    aliases = compressed.captured.by_name[hollow].aliases
+    for name in set(whole) - {hollow, *aliases}:
+        assert torch.equal(weights[name], whole[name])
+
+
 def test_exportable_equals_decoded_bit_for_bit(compressed):
     torch.testing.assert_close(
         build_exportable(compressed)(TOKENS), build_decoded(compressed)(TOKENS), rtol=0, atol=0

@@ -6,7 +6,7 @@ its own is then replaced. Nothing the compressed model holds is changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,12 @@ def build_module(
     Raises:
         Unsupported: A weight whose scales the target would round.
     """
-    return _build(compressed, uses, partial(_exported, activations=activations))
+    uses = tuple(uses)
+    # What gets a form of its own is never decoded: a large model has no float copy here.
+    floats = {use.tensor for use in uses if use.form is Form.FLOAT32}
+    hollow = {use.tensor for use in uses} - floats
+    export = partial(_exported, activations=activations)
+    return _build(compressed, uses, export, hollow=hollow)
 
 
 def build_reference(
@@ -51,8 +56,14 @@ def build_reference(
     return _build(compressed, uses, partial(_reference, activations=activations))
 
 
-def _build(compressed: CompressedModel, uses: Iterable[Use], replace: Replace) -> nn.Module:
-    module = build_decoded(compressed)
+def _build(
+    compressed: CompressedModel,
+    uses: Iterable[Use],
+    replace: Replace,
+    *,
+    hollow: Container[str] = frozenset(),
+) -> nn.Module:
+    module = build_decoded(compressed, hollow=hollow)
     with torch.no_grad():
         for use in uses:
             owner = module.get_submodule(use.module)

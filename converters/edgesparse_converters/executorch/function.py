@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edgesparse.errors import SourceError, UsageError
 from edgesparse.model import CapturedModel
@@ -66,19 +67,28 @@ def example_tensors(captured: CapturedModel, *, tokens: int | None = None) -> di
 def function_of(
     captured: CapturedModel, model: nn.Module, inputs: Mapping[str, Tensor]
 ) -> Function:
-    """Return ``model`` as a function, its outputs found by running it once.
+    """Return ``model`` as a function, its outputs found by running it once, without numbers.
 
     Raises:
         SourceError: It returns no tensor.
     """
     options = options_of(captured)
-    with torch.no_grad():
-        found = [name for name, _ in named_outputs(model(**inputs, **options))]
+    found = [name for name, _ in named_outputs(_run_once(model, {**inputs, **options}))]
     if captured.task == "causal-lm" and "logits" in found:
         found = ["logits"]
     if not found:
         raise SourceError(f"{captured.name}: the model returns no tensor; nothing to export")
     return Function(model, options, tuple(found))
+
+
+def _run_once(model: nn.Module, arguments: Mapping[str, Any]) -> Any:
+    """Return outputs of the right names and shapes; computed only if the model looks at values."""
+    with torch.no_grad():
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                return model(**arguments)
+        except Exception:  # whatever its own code raises where it wanted a number
+            return model(**arguments)
 
 
 def named_outputs(value: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
