@@ -17,7 +17,7 @@ from edgesparse.errors import ExportError, Unsupported
 from edgesparse.exporting import Artifact, nbytes_on_disk
 from edgesparse.packed import FORMATS, Codes
 from edgesparse.runtime.modules import build_exportable
-from edgesparse_converters.coreai.lowering import Weight, unsupported
+from edgesparse_converters.coreai.lowering import Weight
 from edgesparse_converters.coreml import interface
 
 if TYPE_CHECKING:
@@ -34,11 +34,10 @@ def export(compressed: CompressedModel, path: Path, *, tokens: int | None) -> Ar
     """Write ``compressed`` to ``path``.
 
     Raises:
-        Unsupported: torch cannot trace it, or operators or weights have no form, by name.
+        Unsupported: torch cannot trace it.
         ExportError: Core AI's converter fails for another reason.
     """
     names = {name: STORED_NAME.format(index) for index, name in enumerate(compressed.packed)}
-    _refuse_unsupported(compressed)
     module = build_exportable(compressed)
     absorb(module, compressed.captured)
     wrapped = interface.wrap(module, compressed.captured)
@@ -106,16 +105,6 @@ def _convert(
     except Exception as error:
         # The converter raises bare ValueError, KeyError, RuntimeError, … with its reasons.
         raise ExportError(f"Core AI cannot convert the model: {_line(error)}") from error
-
-
-def _refuse_unsupported(compressed: CompressedModel) -> None:
-    found = []
-    for name in compressed.packed:
-        reason = unsupported(_codes(compressed, name))
-        found += [f"{name} ({reason})"] if reason else []
-    if found:
-        rest = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise Unsupported(f"Core AI has no exact form for {', '.join(found[:5])}{rest}")
 
 
 def _codes(compressed: CompressedModel, name: str) -> Codes:

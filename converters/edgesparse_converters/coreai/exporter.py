@@ -37,7 +37,8 @@ class CoreaiExporter:
             tokens: Length of a language model's input; None takes the example's.
 
         Raises:
-            Unsupported: Operators or weights Core AI has no form for, by name.
+            Unsupported: torch cannot trace it.
+            ExportError: Core AI has no form for an operator, by name, or fails otherwise.
         """
         from edgesparse_converters.coreai.export import export
 

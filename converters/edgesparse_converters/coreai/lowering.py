@@ -12,12 +12,14 @@ mask is set and 0 elsewhere:
     table   lut_to_dense(i, entries)                   dense(m, lut_to_dense(i[m], entries))
 
 A table of codes is one for the whole weight, since it is scaled afterwards. Kept indices are one
-row without places, so that there can be one table only; and where something is taken from a code
-after ``dense``, removed weights would not be 0. Such weights are refused by name.
+row without places, so that several tables need ``lut_to_dense(dense(m, i[m]), entries)``; there,
+and where zeros are taken from codes, removed weights would not be 0: the result is multiplied by
+``dense(m, 1)``, which takes no bytes.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,17 +34,6 @@ INTEGERS = {
     "codes_in_order": "int8",
 }  # fmt: skip
 """Types of the constants of a weight that are integers, by what they are."""
-
-
-def unsupported(codes: Codes) -> str:
-    """Return why Core AI has no form for a weight; nothing if it has one."""
-    if codes.keep_mask.all():
-        return ""
-    if codes.zeros is not None:
-        return "asymmetric codes with a mask"
-    if codes.table is not None and len(codes.table) > 1:
-        return "several tables with a mask"
-    return ""
 
 
 class Weight:
@@ -69,16 +60,15 @@ class Weight:
         if codes.bits == 16:
             return coreai.cast(self._dense(self._constant("values", kept)), F32Type.get())
         if codes.table is not None:
-            entries = codes.table.astype(np.float32)
-            table = entries.reshape(len(entries), *(1,) * (kept.ndim - 1), -1, 1)
-            return self._dense(self._look_up(kept, self._constant("table", table)))
+            return self._tables(kept, codes.table.astype(np.float32))
         if codes.bits == 8 or (codes.bits == 4 and self._mask is None):
             width, data = codes.bits, self._constant("codes", kept, codes.bits)
         else:
             half = 1 << (codes.bits - 1)
             every = np.arange(-half, half, dtype=np.int8).reshape(*(1,) * kept.ndim, -1, 1)
             width, data = 8, self._look_up(kept + half, self._constant("codes_in_order", every, 8))
-        return self._scale(self._dense(data), width)
+        scaled = self._scale(self._dense(data), width)
+        return scaled if codes.zeros is None else self._removed(scaled)
 
     def _scale(self, data: Any, width: int) -> Any:
         from coreai._compiler.dialects import coreai
@@ -95,6 +85,31 @@ class Weight:
         stored = self._constant("scales", scales)
         floor = coreai.constant(nothing.astype(np.float32))
         return coreai.blockwise_shift_scale(data, stored, zeros, floor)
+
+    def _tables(self, kept: NDArray[Any], entries: NDArray[np.float32]) -> Any:
+        """Return the entries of the solver's tables, repeated where blocks do not divide rows."""
+        from coreai._compiler.dialects import coreai
+
+        rows, each = self._codes.shape[0], self._codes.table_rows
+        if each:
+            entries = entries[np.arange(0, rows, math.gcd(rows, each)) // each]
+        if self._mask is None or len(entries) == 1:
+            table = entries.reshape(len(entries), *(1,) * (kept.ndim - 1), -1, 1)
+            return self._dense(self._look_up(kept, self._constant("table", table)))
+        table = entries.reshape(len(entries), *(1,) * (len(self._codes.shape) - 1), -1, 1)
+        indices = self._constant("indices", kept.astype(np.uint8), self._codes.bits)
+        stored = self._constant("table", table)
+        axis = coreai.constant(np.int16(0))
+        return self._removed(coreai.lut_to_dense(self._dense(indices), stored, axis))
+
+    def _removed(self, weight: Any) -> Any:
+        """Return the weight with 0 where the mask is not set."""
+        from coreai._compiler.dialects import coreai
+
+        if self._mask is None:
+            return weight
+        ones = coreai.constant(np.ones(int(self._mask.sum()), np.float32))
+        return coreai.broadcasting_mul(weight, self._dense(ones))
 
     def _look_up(self, indices: NDArray[Any], table: Any) -> Any:
         from coreai._compiler.dialects import coreai

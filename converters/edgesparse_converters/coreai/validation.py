@@ -94,11 +94,14 @@ def read_weight(name: str, parts: Constants) -> Weight:
         raise SourceError(f"the asset has no numbers of {name}; it holds {', '.join(parts)}")
     mask = parts["mask"] != 0 if "mask" in parts else np.ones(stored.shape, np.bool_)
     try:
-        numbers = torch.from_numpy(stored.astype(np.int64 if "table" in parts else np.float32))
-        if "table" in parts:
-            numbers = look_up(numbers, torch.from_numpy(parts["table"].astype(np.float32)))
         codes = np.zeros(mask.shape, np.float32)
-        codes[mask] = numbers.numpy().reshape(-1)
+        if "table" in parts and parts["table"].ndim == mask.ndim + 2:
+            places = np.zeros(mask.shape, np.int64)  # tables for blocks of the weight
+            places[mask] = stored.reshape(-1)
+            codes = np.where(mask, _entries(places, parts["table"]), np.float32(0))
+        else:
+            kept = _entries(stored, parts["table"]) if "table" in parts else stored
+            codes[mask] = kept.reshape(-1)
         scales = _spread(parts["scales"], mask) if "scales" in parts else None
         if "zeros" in parts:
             codes = np.where(mask, codes - _spread(parts["zeros"], mask), np.float32(0))
@@ -108,6 +111,12 @@ def read_weight(name: str, parts: Constants) -> Weight:
         name=name, operations=tuple(sorted(parts)), dtype=str(stored.dtype),
         mask=mask if "mask" in parts else None, codes=codes, scales=scales, nbytes=0,
     )  # fmt: skip
+
+
+def _entries(indices: NDArray[Any], table: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the entry of a table for every index."""
+    found = look_up(torch.from_numpy(indices.astype(np.int64)), torch.from_numpy(table.copy()))
+    return found.float().numpy()
 
 
 def _spread(blocks: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from edgesparse_converters.coreai.lowering import unsupported
 from edgesparse_converters.coreai.session import parse_type
 from edgesparse_converters.coreai.validation import read_weight
 from torch import nn
 
 import edgesparse as es
-from edgesparse.errors import SourceError, Unsupported, UsageError
+from edgesparse.errors import SourceError, UsageError
 from edgesparse.exporting import EXPORTERS, inspect, run
 from edgesparse.packed import FORMATS
 from edgesparse.pattern import Pattern
@@ -63,7 +62,9 @@ def compress(captured, bits, sparsity, **options):
         (8, 0.5, {"group_size": 0}),
         (2, 0.0, {"group_size": 32}),
         (16, 0.5, {}),
-        (4, 0.0, {"scheme": "table", "table_rows": 16}),
+        (4, 0.0, {"scheme": "table", "table_rows": 40}),
+        (4, 0.5, {"scheme": "table", "table_rows": 16}),
+        (3, 0.5, {"scheme": "asymmetric", "group_size": 32}),
     ],
 )
 def test_every_form_is_the_same_numbers(captured, tmp_path, bits, sparsity, options):
@@ -120,24 +121,6 @@ def test_other_weights_and_damaged_assets_are_told(captured, tmp_path):
         inspect(path)
 
 
-@needs_wheels
-def test_what_has_no_exact_form_is_refused_by_name(captured, tmp_path):
-    for options in ({"scheme": "asymmetric"}, {"scheme": "table", "table_rows": 16}):
-        small = compress(captured, 4, 0.5, **options)
-        with pytest.raises(Unsupported, match=r"up.weight .* with a mask"):
-            es.export(small, path=tmp_path / "m.aimodel")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_reason_only_where_there_is_one(captured):
-    def reason(**options):
-        return unsupported(compress(captured, 4, **options).packed["up.weight"].codes)
-
-    assert reason(sparsity=0.5) == reason(sparsity=0.0, scheme="asymmetric") == ""
-    assert reason(sparsity=0.5, scheme="table") == ""
-    assert "asymmetric" in reason(sparsity=0.5, scheme="asymmetric")
-
-
 def test_types_are_read_as_the_compiler_writes_them():
     assert parse_type("f32") == parse_type("f32")
     assert (parse_type("3x4xui1").dtype, parse_type("3x4xui1").shape) == ("uint1", (3, 4))
@@ -160,6 +143,15 @@ def test_a_weight_is_read_from_its_constants():
     shifted = {"numbers": np.array([[-8, 7, 1, 0]], np.int8), "scales": parts["scales"]}
     shifted["zeros"] = np.array([[-8, 1]], np.int8)
     assert read_weight("w", shifted).decode().tolist() == [[0.0, 7.5, 0.0, -2.0]]
+    shifted["mask"] = np.array([[0, 1, 1, 1]], np.uint8)
+    shifted["numbers"] = np.array([7, 1, 0], np.int8)
+    assert read_weight("w", shifted).decode().tolist() == [[0.0, 7.5, 0.0, -2.0]]
+    tables = {
+        "mask": np.array([[1, 0], [1, 1]], np.uint8),
+        "numbers": np.array([1, 0, 1], np.uint8),
+        "table": np.array([2.0, 3.0, 5.0, 7.0], np.float32).reshape(2, 1, 2, 1),
+    }
+    assert read_weight("w", tables).decode().tolist() == [[3.0, 0.0], [5.0, 7.0]]
     with pytest.raises(SourceError, match="contradict"):
         read_weight("w", parts | {"indices": np.zeros(2, np.uint8)})
     with pytest.raises(SourceError, match="no numbers of w; it holds mask"):
