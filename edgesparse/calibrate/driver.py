@@ -166,6 +166,7 @@ def _solve_stage(
             sums = Accumulator(_columns(module), need, resources.device)
             for inputs, dense_inputs in stage.inputs(group, need):
                 sums.add(inputs, dense_inputs)
+                del inputs, dense_inputs  # they are large, and the next are on their way
             statistics = sums.result(resources.team)
             _require_finite(statistics, group)
             if not statistics.samples and need:

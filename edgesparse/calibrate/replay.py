@@ -27,7 +27,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from edgesparse.calibrate.watch import stubbed
 
-_MOST = 1 << 31
+_MOST = {"cpu": 1 << 31, "cuda": 1 << 30}  # a GPU computes again in no time
 
 
 @dataclass
@@ -38,13 +38,13 @@ class Room:
 
     @classmethod
     def on(cls, device: torch.device) -> Room:
-        """Return a quarter of the memory that is free where ``device`` computes, 2 GiB at most."""
+        """Return a quarter of the memory that is free where ``device`` computes, within bounds."""
         if device.type == "cuda":
             free = int(torch.cuda.mem_get_info(device)[0])
         else:
             pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
             free = os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages)
-        return cls(min(_MOST, free // 4))
+        return cls(min(_MOST.get(device.type, 0), free // 4))
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Replay:
         self._room = room
         self._outputs: list[_Output] = []
         self._next = 0
-        self._keeps = False
+        self._is_last = True
+        self._is_whole = False  # everything before is kept: only then has what follows a place
         self._unsolved: frozenset[nn.Module] = frozenset()
 
     @contextmanager
@@ -102,7 +103,7 @@ class Replay:
             unsolved: Modules whose weights may yet change; None for a last run, after which
                 nothing is kept any longer.
         """
-        self._next, self._keeps = 0, unsolved is not None
+        self._next, self._is_last, self._is_whole = 0, unsolved is None, True
         self._unsolved = frozenset(unsolved or ())
         parts = {name: module for name, module in root.named_modules() if name and _weighs(module)}
         stubs: dict[str, Callable[..., Any]] = {
@@ -115,17 +116,22 @@ class Replay:
             if unsolved is None:
                 self._drop(0)
 
-    def call(self, of: object, compute: Callable[[], Any]) -> Any:
-        """Return what ``of`` returned here last time, else ``compute`` it."""
-        begin = self._next
+    def call(self, of: object, compute: Callable[[], tuple[Any, bool]]) -> Any:
+        """Return what ``of`` returned here last time, else ``compute`` it.
+
+        Args:
+            of: The module or function.
+            compute: Returns its output, and whether that is the output of any later run.
+        """
+        begin, is_whole = self._next, self._is_whole
         if begin < len(self._outputs) and self._outputs[begin].of is of:
             if self._outputs[begin].is_untouched:
                 self._next += 1
                 return self._outputs[begin].value
             self._drop(begin)
-        value = compute()
-        if self._keeps:
-            self._keep(begin, _Output.made(of, value))
+        value, stays = compute()
+        output = _Output.made(of, value) if stays and is_whole and not self._is_last else None
+        self._is_whole = output is not None and self._keep(begin, output)
         return value
 
     def _forward(
@@ -133,28 +139,26 @@ class Replay:
     ) -> Any:
         """Stand in for the forward method of a module."""
 
-        def compute() -> Any:
+        def compute() -> tuple[Any, bool]:
             before = _state(module)
             value = forward(*args, **kwargs)
             after = _state(module)
             same = len(before) == len(after)
             same = same and all(a is b for a, b in zip(before, after, strict=True))
-            if not same or not self._unsolved.isdisjoint(module.modules()):
-                self._keeps = False  # what comes behind cannot be told without this
-            return value
+            return value, same and self._unsolved.isdisjoint(module.modules())
 
         return self.call(module, compute)
 
-    def _keep(self, begin: int, output: _Output | None) -> None:
-        """Put an output in the place of those of its parts."""
+    def _keep(self, begin: int, output: _Output) -> bool:
+        """Put an output in the place of those of its parts, if there is room."""
         freed = sum(part.nbytes for part in self._outputs[begin:])
-        if output is None or output.nbytes - freed > self._room.nbytes:
-            self._keeps = False
-            return
+        if output.nbytes - freed > self._room.nbytes:
+            return False
         self._drop(begin)
         self._room.nbytes -= output.nbytes
         self._outputs.append(output)
         self._next = begin + 1
+        return True
 
     def _drop(self, begin: int) -> None:
         self._room.nbytes += sum(part.nbytes for part in self._outputs[begin:])
@@ -173,7 +177,7 @@ class _Attention(TorchFunctionMode):
     ) -> Any:
         compute = partial(func, *args, **(kwargs or {}))
         if func is scaled_dot_product_attention:
-            return self._replay.call(func, compute)
+            return self._replay.call(func, lambda: (compute(), True))
         return compute()
 
 

@@ -93,6 +93,7 @@ class BlockStage:
                 dense = rows_of(self._dense, path, group, run)
             if rows is not None:
                 yield rows, dense
+            del rows, dense  # before the next batch runs
 
     def _run(
         self, batch: int, unsolved: Sequence[nn.Module] | None, *, dense: bool = False
@@ -292,12 +293,13 @@ class WholeModel:
         unsolved = [module for g in later for module in self._solved[g]]
         for i in range(len(self._batches)):
             rows = rows_of(self._model, path, group, partial(self._run, i, unsolved))
+            twin = None
+            if rows is not None and Statistic.DENSE_TARGET in need:
+                run = partial(self._run, i, (), dense=True)
+                twin = rows_of(self._model, path, group, run)
             if rows is not None:
-                twin = None
-                if Statistic.DENSE_TARGET in need:
-                    run = partial(self._run, i, (), dense=True)
-                    twin = rows_of(self._model, path, group, run)
                 yield rows, twin
+            del rows, twin  # before the next batch runs
 
     def _run(self, batch: int, unsolved: Sequence[nn.Module], *, dense: bool = False) -> object:
         weights = self._dense if dense else None

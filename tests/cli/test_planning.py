@@ -79,6 +79,23 @@ def test_the_plan_listens_to_calibration_and_remembers_what_it_heard(
     assert cli(*options, "--calibration", text).stdout == result.stdout
 
 
+def test_every_candidate_is_solved_when_asked(
+    cli: Cli, language_model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPARSE_CACHE", str(tmp_path))
+    options = (
+        "plan", language_model, "--budget", "500kB", "--json", "--bits", "4", "--group-size", "32",
+        "--method", "magnitude", "--quantizer", "rtn", "--calibration", text,
+    )  # fmt: skip
+    heard, solved = (json.loads(cli(*options, *more).stdout) for more in ((), ("--solve",)))
+    assert solved["nbytes"] <= 500_000
+    assert solved["loss"] != heard["loss"]
+    assert len(list(tmp_path.iterdir())) == 1  # losses and errors on the same inputs
+    alone = cli("plan", language_model, "--solve")
+    assert alone.exit_code == 2
+    assert "--solve needs inputs to solve on" in alone.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "wanted"),
     [({"EDGESPARSE_CACHE": "/a"}, "/a"), ({"EDGESPARSE_CACHE": ""}, None),
@@ -148,6 +165,8 @@ def test_a_scheme_is_asked_for_and_shown(
         (("--scheme", "affine", "--bits", "4"), "expected one of symmetric, asymmetric, table"),
         (("--scheme", "table", "--bits", "8"), "scheme table with 8 bits"),
         (("--table-rows", "16", "--bits", "4"), "with scheme symmetric"),
+        (("--group-size", "tensor", "--scheme", "table", "--bits", "4"), "one scale for the"),
+        (("--group-size", "row", "--bits", "4"), "'row' is not a valid integer"),
     ],
 )
 def test_schemes_that_cannot_be_are_misuse(
