@@ -4,7 +4,7 @@
 
 Every round starts the command in a process of its own, kills it with SIGKILL at a random moment of
 its usual duration, looks at what lies there (a result is whole, or it is not there), and runs it to
-its end: the compression with ``--resume``, the export by itself, as it has nothing to go on with.
+its end with ``--resume``; an export has nothing to go on with and begins anew.
 What then lies there must be the result of an undisturbed run, bit for bit, and nothing else.
 Only the clock and the command line in the manifest may differ.
 """
@@ -208,7 +208,10 @@ def run(what: str, model: Path, folder: Path, *, count: int, seed: int) -> Round
     def export(output: Path) -> list[str]:
         return ["export", str(small), "-o", str(output)]
 
-    return disturb(export, export, EXPORTED, folder / what, count=count, seed=seed)
+    def again(output: Path) -> list[str]:
+        return [*export(output), "--resume"]
+
+    return disturb(export, again, EXPORTED, folder / what, count=count, seed=seed)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,21 @@ def test_an_encoder(cli: Cli, bert: Path, tmp_path: Path) -> None:
     assert comparison["measured_on"] == "the model's own example inputs"
     assert 0 < comparison["compressed"]["output_error"] < 1
     prove(cli, tmp_path / "packed", (), tmp_path)
+    what_is_there_is_kept_if_it_is_this_model(cli, bert, tmp_path)
+
+
+def what_is_there_is_kept_if_it_is_this_model(cli: Cli, bert: Path, folder: Path) -> None:
+    """``export --resume`` after an export that had come to its end."""
+    pte = folder / "model.pte"
+    before = pte.stat().st_mtime_ns
+    result = cli("export", folder / "packed", "-o", pte, "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert "was whole already" in result.stdout
+    cli("compress", bert, "-o", folder / "other", "--bits", 8, "--quantizer", "rtn", "--no-compare")
+    result = cli("export", folder / "other", "-o", pte, "--resume")
+    assert result.exit_code == 1
+    assert "is not this model" in result.stderr
+    assert pte.stat().st_mtime_ns == before
 
 
 def test_a_network_of_ones_own(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
