@@ -43,6 +43,7 @@ class ExecutorchExporter:
         tokens: int | None = None,
         context: int | None = None,
         prefill: int = 32,
+        apart: bool = False,
     ) -> Artifact:
         """Write ``compressed`` to ``path``.
 
@@ -51,28 +52,38 @@ class ExecutorchExporter:
             path: The file to write; it does not exist.
             lowering: ``auto``, ``packed``, ``xnnpack`` or ``float32`` for all tensors, or globs of
                 tensor names to these; see ``edgesparse_converters.executorch.lowering``.
+                ``coreml`` makes the whole model one Core ML delegate, for Apple's systems.
             activations: How activations enter our operators: ``int8``, ``int16`` or ``float32``.
             tokens: Length of a language model's input; None takes the example's.
             context: Positions of a language model's cache: the program then has the methods
                 ``forward`` for one token and ``prefill`` for several, see ``cached``. None writes
                 one method without a cache.
             prefill: Tokens a call of ``prefill`` takes.
+            apart: Keep the weights in a tensor file beside the program, of the same name, ending
+                in ``.ptd``: all but those that XNNPACK repacks.
 
         Raises:
             UsageError: A lowering, kind of activations or length that cannot mean anything.
             Unsupported: The model cannot be traced or lowered, or the written file does not hold
                 the weights it should.
         """
+        from edgesparse_converters.executorch.apart import SUFFIX
         from edgesparse_converters.executorch.arithmetic import ACTIVATIONS
         from edgesparse_converters.executorch.assemble import build_module
         from edgesparse_converters.executorch.lower import lower, trace
-        from edgesparse_converters.executorch.lowering import plan_uses
+        from edgesparse_converters.executorch.lowering import COREML, plan_uses
         from edgesparse_converters.executorch.memory import memory_of
         from edgesparse_converters.executorch.metadata import METHOD, write_metadata
         from edgesparse_converters.executorch.methods import cached_methods, plain_methods
 
         if activations not in ACTIVATIONS:
             raise UsageError(f"activations {activations!r}: one of {', '.join(ACTIVATIONS)}")
+        if lowering == COREML:
+            from edgesparse_converters.executorch import coreml_lowering
+
+            if context is not None or activations != "int16" or apart:
+                raise UsageError(coreml_lowering.TOKENS_ALONE)
+            return coreml_lowering.export(compressed, path, tokens=tokens)
         uses = plan_uses(compressed, compressed.captured.skeleton(), lowering)
         module = build_module(compressed, uses, activations=activations)
         if context is None:
@@ -81,18 +92,22 @@ class ExecutorchExporter:
             methods, constants = cached_methods(compressed.captured, module, context, prefill)
         constants[METHOD] = write_metadata(methods["forward"], uses, activations)
         traced = {name: trace(method.module, method.inputs) for name, method in methods.items()}
-        path.write_bytes(lower(traced, constants))
+        beside = path.with_suffix(SUFFIX) if apart else None
+        path.write_bytes(lower(traced, constants, apart=beside))
         program = read_program(path)
         for name in methods:
             self._guard(program, name, compressed, uses)
+        notes = _notes(uses)
+        if beside is not None:
+            notes += (f"{beside.name} beside it holds its weights; the runtime needs both",)
         return Artifact(
             path=path,
             target="executorch",
-            nbytes=program.nbytes,
+            nbytes=program.nbytes + (beside.stat().st_size if beside is not None else 0),
             tool_versions={name: version(name) for name in ("executorch", "torch", "torchao")},
             lowering=_describe(uses),
             peak_nbytes=max(memory_of(program, name).peak for name in methods),
-            notes=_notes(uses),
+            notes=notes,
         )
 
     def _guard(
@@ -115,6 +130,13 @@ class ExecutorchExporter:
 
     def validate(self, path: Path, compressed: CompressedModel, **options: Any) -> Verdict:
         """Read the weights back, run the program, compare; see ``validation.validate``."""
+        program = read_program(path)
+        if program.is_coreml:
+            from edgesparse_converters.executorch import coreml_delegate
+
+            return coreml_delegate.validate(program, compressed, **options)
+        if "forward" not in program.methods:
+            raise SourceError(f"{path}: it has no method forward; edgesparse did not write it")
         from edgesparse_converters.executorch.validation import validate
 
         return validate(path, compressed, **options)
@@ -148,6 +170,11 @@ class ExecutorchExporter:
 
     def open_language_model(self, path: Path) -> AbstractContextManager[LanguageModel]:
         """Open a program to read tokens, in a child process; see ``edgesparse.executing``."""
+        program = read_program(path)
+        if program.is_coreml:
+            from edgesparse_converters.executorch import coreml_delegate
+
+            return coreml_delegate.open_language_model(program)
         from edgesparse_converters.executorch.speaking import open_language_model
 
         return open_language_model(path)
@@ -158,15 +185,24 @@ class ExecutorchExporter:
         from edgesparse_converters.executorch.session import zeros
 
         program = read_program(path)
+        if program.is_coreml:
+            raise Unsupported(f"{path.name}: a Core ML delegate is timed on Apple's systems only")
         what = "forward, one token" if "prefill" in program.methods else "forward"
         return measure(path, zeros(program, "forward"), what=what, runs=runs, threads=threads)
 
     def run(
         self, path: Path, inputs: Mapping[str, NDArray[Any]], *, method: str = "forward"
     ) -> Mapping[str, NDArray[Any]]:
-        """Execute a method once in a child process."""
-        from edgesparse_converters.executorch.session import execute
+        """Execute a method once, in a child process; a Core ML delegate on the host executor."""
+        from edgesparse_converters.executorch.session import execute, in_order
 
+        program = read_program(path)
+        if method == "forward" and program.is_coreml:
+            from edgesparse_converters.executorch import coreml_delegate
+            from edgesparse_converters.executorch.metadata import read_metadata
+
+            names = read_metadata(program).inputs
+            return coreml_delegate.run(program, in_order(program, method, names, inputs))
         outputs = execute(path, [inputs], method=method)
         if not outputs:
             raise SourceError(f"{path}: the program returned nothing")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,15 +34,22 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor]) -> ExportedProgram:
             ) from error
 
 
-def lower(programs: Mapping[str, ExportedProgram], constants: Mapping[str, Any]) -> bytes:
+def lower(
+    programs: Mapping[str, ExportedProgram],
+    constants: Mapping[str, Any],
+    *,
+    apart: Path | None = None,
+) -> bytes:
     """Return a ``.pte`` of these methods.
 
     Args:
         programs: Traced graphs by method name.
         constants: Values by name, which become methods without inputs.
+        apart: The tensor file to write what the kernels read as weights to; None keeps it in the
+            program. What XNNPACK repacks stays there.
 
     Raises:
-        Unsupported: An operator the runtime has no kernel for.
+        Unsupported: An operator the runtime has no kernel for, or no weights to keep apart.
     """
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -65,10 +74,18 @@ def lower(programs: Mapping[str, ExportedProgram], constants: Mapping[str, Any])
                     # Packed codes are read 64 bytes at a time, which must not cross cache lines.
                     constant_tensor_alignment=ALIGNMENT,
                     segment_alignment=ALIGNMENT,
+                    external_constants=False if apart is None else lambda node: "weights",
                 )
             )
         except Exception as error:  # the compiler's passes assert and raise freely
             raise Unsupported(f"ExecuTorch cannot lower the model: {_first_line(error)}") from error
+    if apart is not None:
+        with TemporaryDirectory(dir=apart.parent) as folder:
+            planned.write_tensor_data_to_file(folder)
+            written = list(Path(folder).iterdir())
+            if not written:
+                raise Unsupported("all weights are XNNPACK's, which keeps them in the program")
+            written[0].rename(apart)
     return bytes(planned.buffer)
 
 

@@ -33,8 +33,11 @@ class Form(StrEnum):
     EMBEDDING4 = "quantized embedding 4-bit"
     EMBEDDING8 = "quantized embedding 8-bit"
     FLOAT32 = "float32"
+    COREML = "Core ML delegate"
 
 
+COREML = "coreml"
+"""The choice that is made for a whole program, not for a tensor: see ``coreml_lowering``."""
 CHOICES = ("auto", "packed", "xnnpack", "float32")
 
 
@@ -103,7 +106,8 @@ def plan_uses(
 def _check_choices(choices: Mapping[str, str], compressed: CompressedModel) -> None:
     for glob, choice in choices.items():
         if choice not in CHOICES:
-            raise UsageError(f"lowering {choice!r}: expected one of {', '.join(CHOICES)}")
+            whole = f", or {COREML} for the whole model"
+            raise UsageError(f"lowering {choice!r}: expected one of {', '.join(CHOICES)}{whole}")
         if glob != "*" and not any(
             _matches((name, *compressed.captured.by_name[name].aliases), glob)
             for name in compressed.packed
