@@ -31,17 +31,9 @@ class Runner:
         self.command = command
 
     def __call__(self, matrix, x, *, activations, isa, indices=(), mutate=None):
-        sizes = (
-            matrix.rows, matrix.columns, matrix.group_size, matrix.bits, layout_of(matrix),
-            len(x), activations.value, ISAS[isa], len(indices),
-        )  # fmt: skip
-        stored = buffers_of(matrix) | (mutate or {})
-        case = struct.pack("<9q", *sizes)
-        for data in stored.values():
-            case += struct.pack("<q", len(data)) + data
+        case = case_of(matrix, len(x), activations, isa, len(indices), mutate)
         case += x.tobytes() + np.asarray(indices, np.int64).tobytes()
-        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-        done = subprocess.run(self.command, input=case, capture_output=True, env=environment)
+        done = subprocess.run(self.command, input=case, capture_output=True, env=without_leaks())
         if done.returncode == 2:
             return None
         assert done.returncode == 0, f"exit {done.returncode}: {done.stderr.decode()}"
@@ -51,6 +43,21 @@ class Runner:
             floats[:products].reshape(len(x), matrix.rows),
             floats[products:].reshape(len(indices), matrix.columns),
         )
+
+
+def case_of(matrix, batch, activations, isa, count=0, mutate=None) -> bytes:
+    """The sizes and buffers of a matrix as the programs read them."""
+    sizes = (
+        matrix.rows, matrix.columns, matrix.group_size, matrix.bits, layout_of(matrix),
+        batch, activations.value, ISAS[isa], count,
+    )  # fmt: skip
+    stored = buffers_of(matrix) | (mutate or {})
+    parts = (struct.pack("<q", len(data)) + data for data in stored.values())
+    return struct.pack("<9q", *sizes) + b"".join(parts)
+
+
+def without_leaks() -> dict[str, str]:
+    return {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 def layout_of(matrix) -> int:
@@ -215,6 +222,33 @@ def test_damaged_packs_are_refused_or_harmless(host, make_matrix, name):
     """Guard pages turn any access outside of a buffer into a crash, which fails the test."""
     matrix, _ = make_matrix(name, 20, 150)
     damage(host, matrix, Activations.FLOAT32, "scalar")
+
+
+@pytest.mark.parametrize("name", ["dense3", "bitmask4", "bitmask16"])
+def test_many_damaged_packs(fuzz, make_matrix, name):
+    fuzz(make_matrix(name, 20, 150)[0])
+
+
+@pytest.mark.parametrize("case", STRUCTURED[::2], ids=lambda case: f"{case[0]}-{case[1]}")
+def test_many_damaged_structured_packs(fuzz, make_structured, case):
+    fuzz(make_structured(*case, (20, 150), group_size=128)[0])
+
+
+@pytest.fixture
+def fuzz(host_build):
+    """Open mutations of a matrix, as many as EDGESPARSE_FUZZ says."""
+
+    def run(matrix):
+        count = int(os.environ.get("EDGESPARSE_FUZZ", "1000"))
+        case = case_of(matrix, 0, Activations.FLOAT32, "scalar")
+        command = [str(host_build / "edgesparse_fuzz_packs"), str(count), "0"]
+        done = subprocess.run(command, input=case, capture_output=True, env=without_leaks())
+        assert done.returncode == 0, f"exit {done.returncode}: {done.stderr.decode()}"
+        tried, refused = map(int, done.stdout.split())
+        assert tried == count
+        assert tried / 4 < refused < tried
+
+    return run
 
 
 @pytest.mark.parametrize("case", STRUCTURED[::2], ids=lambda case: f"{case[0]}-{case[1]}")
