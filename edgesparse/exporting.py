@@ -98,7 +98,7 @@ def export(
     _refuse_unknown_formats(compressed, target, exporter)
     _refuse_unknown_options(target, exporter.export, options)
     limits = budget or (compressed.plan.budget if compressed.plan.target == target else Budget())
-    with _replacing(path) as temporary:
+    with _replacing(path, force=force) as temporary:
         written = exporter.export(compressed, temporary, **options)
         broken = _broken_limits(written, limits)
         if broken and not keep:
@@ -267,19 +267,28 @@ def _over_budget(compressed: CompressedModel, artifact: Artifact, broken: list[s
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path, *, force: bool) -> Iterator[Path]:
     """Give a temporary path of the same name; move it to ``path`` if the block ends well.
 
-    Whatever ends it otherwise leaves nothing behind, the folders made for it included.
+    What the block wrote beside it moves with it. Whatever ends it otherwise leaves nothing behind,
+    the folders made for it included.
+
+    Raises:
+        OutputExists: What was written beside it is there already, and ``force`` is not set.
     """
     made = [parent for parent in path.parents if not parent.exists()]
     try:
         with work_directory(path) as folder:
             temporary = folder / path.name
             yield temporary
+            beside = {file: path.parent / file.name for file in folder.iterdir()}
+            taken = [place for place in beside.values() if place != path and place.exists()]
+            if taken and not force:
+                raise OutputExists(f"{taken[0]} exists; --force replaces it")
             if path.exists():
                 path.rename(folder / "replaced")
-            temporary.rename(path)
+            for file in sorted(beside, key=temporary.__eq__):  # the artifact itself comes last
+                file.replace(beside[file])
     except BaseException:
         for parent in made:
             with suppress(OSError):  # somebody else has put something there meanwhile

@@ -119,13 +119,15 @@ def make_bundle(
         force: Replace what is at ``out``.
 
     Raises:
-        UsageError: Inputs the artifact does not have.
+        UsageError: Inputs the artifact does not have, or weights in a file apart.
         SourceError: No artifact there, or too little text.
     """
     from edgesparse.exporting import inspect, target_of
     from edgesparse_device.reference import draw_inputs, input_shapes, references, text_inputs
 
     target = target_of(artifact)
+    if target == "executorch":
+        _refuse_weights_apart(artifact)
     shapes = input_shapes(inspect(artifact))
     captured = compressed.captured
     if inputs is None and text is not None:
@@ -175,6 +177,16 @@ def _read_arrays(path: Path) -> Arrays:
     except Exception as error:  # safetensors raises an exception class of its own, zipfile another
         raise SourceError(f"{path}: cannot be read: {error}") from None
     raise SourceError(f"{path}: inputs are .npz or .safetensors files")
+
+
+def _refuse_weights_apart(artifact: Path) -> None:
+    from edgesparse_converters.executorch.program import read_program
+
+    if read_program(artifact).apart_path is not None:
+        raise UsageError(
+            f"{artifact.name} keeps its weights in a file apart, and a bundle holds one file; "
+            "export it without apart"
+        )
 
 
 def _case(case: CaseArrays) -> Case:
