@@ -117,10 +117,17 @@ class Executor:
                 raise UsageError(
                     f"input {name!r} has shape {array.shape}, expected one of {listed}"
                 )
+            self._refuse_out_of_bounds(name, array.shape)
             checked[name] = self._interpreter.narrow(
                 torch.from_numpy(np.ascontiguousarray(array)), kind
             )
         return checked
+
+    def _refuse_out_of_bounds(self, name: str, shape: tuple[int, ...]) -> None:
+        bounds = self.package.program.ranges.get(name, ())
+        for size, (low, high) in zip(shape, bounds, strict=False):
+            if size < low or 0 <= high < size:
+                raise UsageError(f"input {name!r} has shape {shape}, expected sizes of {bounds}")
 
     def _tensor(self, values: Values, name: str) -> Tensor:
         value = values.get(name)

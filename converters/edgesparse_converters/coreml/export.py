@@ -29,7 +29,14 @@ from edgesparse_converters.coreml.merge import merge
 from edgesparse_converters.coreml.options import OLD_SYSTEMS, Options
 from edgesparse_converters.coreml.placeholders import Numbers, fill, is_hollow, numbers_of
 from edgesparse_converters.coreml.remarks import notes, refuse_lost, refuse_old_system
-from edgesparse_converters.coreml.shapes import open_axes, parse_shapes, resize
+from edgesparse_converters.coreml.shapes import (
+    largest,
+    open_axes,
+    open_ranges,
+    parse_ranges,
+    parse_shapes,
+    resize,
+)
 from edgesparse_converters.coreml.stateful import Stateful
 
 if TYPE_CHECKING:
@@ -136,6 +143,8 @@ def functions(
         inputs = interface.tensor_inputs(captured, tokens=options.tokens)
         if options.shapes is not None:
             inputs = resize(inputs, parse_shapes(options.shapes))
+        if options.ranges is not None:
+            inputs = resize(inputs, largest(parse_ranges(options.ranges)))
         yield "main", interface.wrap(module, captured), inputs
         return
     if captured.task != "causal-lm":
@@ -175,6 +184,8 @@ def open_sizes(
     """Return which sizes of which inputs are open, as torch.export takes it."""
     if options.shapes is not None:
         return open_axes(inputs, parse_shapes(options.shapes))
+    if options.ranges is not None:
+        return open_ranges(inputs, parse_ranges(options.ranges))
     if not options.flexible:
         return None
     length = torch.export.Dim("tokens", min=2, max=options.tokens)

@@ -28,6 +28,8 @@ class Options:
         tokens: Length of a language model's input; None takes the example's.
         flexible: Take any length from 2 to ``tokens``.
         shapes: The few shapes inputs may have, as ``shapes.parse_shapes`` reads them.
+        ranges: The sizes that are open, and between which bounds, as ``shapes.parse_ranges`` reads
+            them.
         context: Places of a key/value cache that the package keeps as state; then it has two
             functions, ``prefill`` and ``decode``. None writes one function without state.
         prefill: Tokens that ``prefill`` takes at once.
@@ -40,6 +42,7 @@ class Options:
     tokens: int | None = None
     flexible: bool = False
     shapes: str | None = None
+    ranges: str | None = None
     context: int | None = None
     prefill: int = 32
 
@@ -61,8 +64,11 @@ class Options:
             raise UsageError("flexible needs tokens, the longest input: at least 2")
         if self.context is not None and self.tokens is not None:
             raise UsageError("give tokens or a context: a package with a cache takes any length")
-        if self.shapes is not None and (self.tokens, self.context) != (None, None):
-            raise UsageError("give shapes, or tokens, or a context: each of them sets the sizes")
+        sized = (self.shapes, self.ranges, self.tokens, self.context)
+        if sum(each is not None for each in sized) > 1:
+            raise UsageError(
+                "give shapes, ranges, tokens or a context: each of them sets the sizes"
+            )
 
 
 def read_options(values: Mapping[str, Any]) -> Options:

@@ -57,6 +57,7 @@ def parse(data: memoryview) -> Program:
         default=default,
         metadata=metadata,
         shapes=_enumerated(description),
+        ranges=_ranges(description),
     )
 
 
@@ -68,6 +69,17 @@ def _enumerated(description: Message) -> dict[str, tuple[tuple[int, ...], ...]]:
         if 21 in array:
             listed = array.message(21).messages(1)
             found[feature.text(1)] = tuple(tuple(s.integers(1).tolist()) for s in listed)
+    return found
+
+
+def _ranges(description: Message) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Return the bounds of every axis of the inputs that have open ones."""
+    found = {}
+    for feature in description.messages(1):
+        array = feature.message(3).message(5)
+        if 31 in array:
+            sizes = array.message(31).messages(1)
+            found[feature.text(1)] = tuple((s.integer(1), s.integer(2)) for s in sizes)
     return found
 
 

@@ -117,6 +117,7 @@ class Program:
         default: Name of the function that runs when none is named.
         metadata: What whoever wrote the package left in it, as text.
         shapes: Shapes of the inputs that may have a few and no others.
+        ranges: Least and largest size of every axis of the inputs that have open ones; -1 for none.
     """
 
     specification: int
@@ -124,6 +125,7 @@ class Program:
     default: str
     metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+    ranges: Mapping[str, tuple[tuple[int, int], ...]]
 
 
 def operations(block: Block) -> Iterator[Operation]:

@@ -3,6 +3,9 @@
 Written ``image=1x3x64x64,1x3x96x96``, several inputs separated by ``;``, shape by shape together:
 ``input_ids=1x32,1x64;attention_mask=1x32,1x64``. Core ML prepares each of them when it loads the
 model, so that the Neural Engine can be used, which it is not for sizes that are open.
+
+Ranges: sizes that are open between two bounds, each with a name, ``image=1x3xH:32..256xW:32..256``.
+Where a name stands twice, the sizes are equal: ``input_ids=1xT:2..64;attention_mask=1xT:2..64``.
 """
 
 from __future__ import annotations
@@ -23,6 +26,10 @@ Shapes = Mapping[str, tuple[tuple[int, ...], ...]]
 
 _INPUT = re.compile(r"(\w+)=(\d+(?:x\d+)*(?:,\d+(?:x\d+)*)+)", re.ASCII)
 MAX_SHAPES = 128
+_RANGES = re.compile(r"(\w+)=(\d+|\w+:\d+\.\.\d+)(?:x(?:\d+|\w+:\d+\.\.\d+))*", re.ASCII)
+
+Ranges = Mapping[str, tuple[tuple[str, int, int], ...]]
+"""Name, least and largest size of every axis of an input; of a fixed one the name is empty."""
 
 
 def parse_shapes(text: str) -> Shapes:
@@ -94,4 +101,56 @@ def open_axes(inputs: Mapping[str, Tensor], shapes: Shapes) -> dict[str, dict[in
             if sizes not in dims:
                 dims[sizes] = torch.export.Dim(f"size_{len(dims)}", min=min(sizes), max=max(sizes))
             own[axis] = dims[sizes]
+    return axes
+
+
+def parse_ranges(text: str) -> Ranges:
+    """Read ranges as a user types them.
+
+    Example:
+        >>> parse_ranges("x=1xT:2..64")
+        {'x': (('', 1, 1), ('T', 2, 64))}
+
+    Raises:
+        UsageError: Anything that cannot be meant.
+    """
+    found: dict[str, tuple[tuple[str, int, int], ...]] = {}
+    bounds: dict[str, tuple[int, int]] = {}
+    for part in text.split(";"):
+        if _RANGES.fullmatch(part.strip()) is None:
+            raise UsageError(f"ranges {part!r}: expected NAME=1xT:2..64, fixed sizes and ranges")
+        name, _, sizes = part.strip().partition("=")
+        found[name] = tuple(map(_axis, re.split(r"x(?=\d|\w+:)", sizes)))
+        for axis, low, high in found[name]:
+            if axis and (
+                not 2 <= low < high or bounds.setdefault(axis, (low, high)) != (low, high)
+            ):
+                raise UsageError(
+                    f"ranges {axis}:{low}..{high}: expected the same bounds wherever the name "
+                    "stands, the lower at least 2 and below the upper"
+                )
+    return found
+
+
+def _axis(text: str) -> tuple[str, int, int]:
+    name, _, sizes = text.rpartition(":")
+    low, _, high = sizes.partition("..")
+    return name, int(low), int(high or low)
+
+
+def largest(ranges: Ranges) -> Shapes:
+    """Return the largest shape of every input."""
+    return {name: (tuple(high for _, _, high in axes),) for name, axes in ranges.items()}
+
+
+def open_ranges(inputs: Mapping[str, Tensor], ranges: Ranges) -> dict[str, dict[int, Any] | None]:
+    """Return the open axes as ``torch.export`` takes them; those of one name are one dimension."""
+    dims: dict[str, Any] = {}
+    axes: dict[str, dict[int, Any] | None] = dict.fromkeys(inputs)
+    for name, sizes in ranges.items():
+        own = axes[name] = {}
+        for axis, (label, low, high) in enumerate(sizes):
+            if label:
+                dims.setdefault(label, torch.export.Dim(label, min=low, max=high))
+                own[axis] = dims[label]
     return axes

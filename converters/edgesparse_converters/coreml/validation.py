@@ -28,11 +28,10 @@ from edgesparse_converters.coreml.forms import CONST, SPARSE_TO_DENSE
 from edgesparse_converters.coreml.language import LanguageModel
 from edgesparse_converters.coreml.package import Package
 from edgesparse_converters.coreml.readback import program_names, read_weight
-from edgesparse_converters.coreml.shapes import Shapes
 
 if TYPE_CHECKING:
     from edgesparse.model import CompressedModel
-    from edgesparse_converters.coreml.program import TensorType
+    from edgesparse_converters.coreml.program import Program, TensorType
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -73,7 +72,7 @@ def validate(
     else:
         drawn = inputs or draw_inputs(
             Executor(package).inputs, compressed, calls=calls, seed=seed,
-            shapes=package.program.shapes,
+            program=package.program,
         )  # fmt: skip
         references = reference_outputs(compressed, drawn)
         outputs = _check(package, drawn, references, "float32", FLOAT32_TOLERANCE)
@@ -146,11 +145,12 @@ def draw_inputs(
     *,
     calls: int,
     seed: int,
-    shapes: Shapes | None = None,
+    program: Program | None = None,
 ) -> list[dict[str, NDArray[Any]]]:
     """Return random inputs: normal floats, tokens of the vocabulary, other integers as traced.
 
-    Inputs with a list of ``shapes`` take one after the other.
+    Inputs with a list of shapes take one after the other; open sizes are odd and small, or random
+    between the bounds that ``program`` says.
     """
     generator = np.random.default_rng(seed)
     examples = compressed.captured.example_inputs
@@ -162,8 +162,10 @@ def draw_inputs(
         for name, kind in types.items():
             example = examples.get(name)
             shape = tuple(SHORT if size is None else size for size in kind.shape)
-            if shapes and name in shapes:
-                shape = shapes[name][turn % len(shapes[name])]
+            if program is not None and name in program.shapes:
+                shape = program.shapes[name][turn % len(program.shapes[name])]
+            elif program is not None and name in program.ranges:
+                shape = tuple(_between(*bounds, turn) for bounds in program.ranges[name])
             if kind.dtype.startswith("float"):
                 call[name] = generator.standard_normal(shape).astype(np.float32)
             elif name == tokens or (name == "input_ids" and vocabulary):
@@ -175,6 +177,13 @@ def draw_inputs(
                 call[name] = np.ones(shape, np.int32)
         drawn.append(call)
     return drawn
+
+
+def _between(low: int, high: int, turn: int) -> int:
+    """Return a size between two bounds: the same for the same bounds, as equal sizes have to be."""
+    if not 0 <= low <= high:
+        return max(low, SHORT)
+    return low + (high - low) * (1 + turn % 3) // 3
 
 
 def reference_outputs(

@@ -247,6 +247,11 @@ def test_a_packed_weight_that_is_never_read_is_refused(compressed, tmp_path):
         ({"shapes": "x=2x32,4"}, "different numbers of dimensions"),
         ({"shapes": "y=2x32,4x32"}, "the model takes x"),
         ({"shapes": "x=1x32,4x32"}, "must be 2 or more"),
+        ({"ranges": "x=Tx32"}, "expected NAME=1xT:2..64"),
+        ({"ranges": "x=T:1..4x32"}, "the lower at least 2"),
+        ({"ranges": "x=T:2..4xT:2..32"}, "the same bounds"),
+        ({"ranges": "y=T:2..4x32"}, "the model takes x"),
+        ({"ranges": "x=T:2..4x32", "tokens": 4}, "sets the sizes"),
         ({"tokens": 0}, "at least 1"),
         ({"table": True}, "no option 'table'"),
         ({"tokens": 4}, "no language model"),
@@ -316,6 +321,23 @@ def test_an_input_may_have_a_few_shapes_and_no_others(compressed, tmp_path):
     image, rows = np.zeros((1, 4, 12, 8), np.float32), np.zeros((1, 12), np.float32)
     with pytest.raises(UsageError, match=r"\(1, 4, 12, 8\), expected one of \(1, 4, 12, 20\)"):
         run(artifact.path, {"image": image, "rows": rows})
+
+
+def test_sizes_may_be_open_between_bounds(compressed, tmp_path):
+    inputs = {"image": torch.randn(1, 4, 8, 8), "rows": torch.randn(1, 8)}
+    small = compressed(es.load(Sizes().eval(), example_inputs=inputs))
+    ranges = "image=1x4xH:4..20xW:6..30;rows=1xH:4..20"
+    artifact = es.export(small, path=tmp_path / "m.mlpackage", ranges=ranges)
+    program = Package(artifact.path).program
+    assert program.ranges["image"] == ((1, 1), (4, 4), (4, 20), (6, 30))
+    assert program.ranges["rows"] == ((1, 1), (4, 20))
+    verdict = es.validate(artifact, small)
+    assert verdict.ok, verdict
+    executor = Executor(artifact.path)
+    image, rows = np.zeros((1, 4, 20, 6), np.float32), np.zeros((1, 20), np.float32)
+    assert next(iter(executor.run({"image": image, "rows": rows}).values())).shape == (1, 20, 64)
+    with pytest.raises(UsageError, match=r"shape \(1, 4, 20, 5\), expected"):
+        executor.run({"image": image[..., :5], "rows": rows})
 
 
 def test_a_package_runs_in_half_precision_as_declared(compressed, tmp_path):
