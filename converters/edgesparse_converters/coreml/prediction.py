@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 
 from edgesparse.model import TensorInfo
 from edgesparse.packed import ASYMMETRIC, TABLE, FormatSpec
@@ -10,10 +11,14 @@ from edgesparse.planner.types import Plan, TensorPlan
 from edgesparse_converters.coreml.blocks import block_shape
 from edgesparse_converters.coreml.forms import DEFAULT_CHOICE, Choice, storage
 
-# Measured on packages of the bundled model and of small networks: the manifest and description,
-# and the part of the program that is there for each tensor.
+# The program around the weights, measured by bench/predictions.py: manifest and description, the
+# call of a layer, and what comes with a norm that has no bias: rotary positions, gates.
 FIXED_NBYTES = 12_000
-NBYTES_PER_TENSOR = 2_800
+NBYTES_PER_LAYER = 1_350
+NBYTES_PER_MASK = 400
+NBYTES_PER_CONVOLUTION = 1_100
+NBYTES_PER_EXPERT = 1_100  # a matrix of an expert
+NBYTES_PER_BARE_NORM = 3_100
 BLOB_NBYTES = 64 + 32  # record, and half of the alignment
 
 
@@ -22,18 +27,46 @@ def predict_nbytes(plan: Plan, *, choice: Choice = DEFAULT_CHOICE) -> int:
 
     The constants are exact for the sparsity planned; the program around them is an estimate.
     """
-    tensors = sum(weight_nbytes(tensor, choice) for tensor in plan.tensors)
-    matrices = sum(len(tensor.tensor.shape) > 1 for tensor in plan.tensors)
-    return FIXED_NBYTES + NBYTES_PER_TENSOR * matrices + tensors
+    names = {planned.tensor.name for planned in plan.tensors}
+    tensors = sum(weight_nbytes(planned, choice, names) for planned in plan.tensors)
+    return FIXED_NBYTES + sum(_graph_nbytes(p, names) for p in plan.tensors) + tensors
 
 
-def weight_nbytes(planned: TensorPlan, choice: Choice) -> int:
-    """Return the expected bytes of one tensor in the weight file."""
+def _graph_nbytes(planned: TensorPlan, names: Set[str]) -> int:
+    tensor = planned.tensor
+    if tensor.kind == "norm":
+        return 0 if _own_bias(tensor) in names else NBYTES_PER_BARE_NORM
+    if len(tensor.shape) < 2:
+        return 0
+    kinds = {"expert": NBYTES_PER_EXPERT, "conv": NBYTES_PER_CONVOLUTION}
+    masked = NBYTES_PER_MASK if _is_masked(planned.spec) else 0
+    return kinds.get(tensor.kind, NBYTES_PER_LAYER) + masked
+
+
+def _is_masked(spec: FormatSpec | None) -> bool:
+    return spec is not None and not spec.name.startswith("dense") and not spec.pattern.is_dense
+
+
+def _own_bias(tensor: TensorInfo) -> str:
+    """Return what the bias beside a weight would be called; a bias is beside itself."""
+    return f"{tensor.name.rpartition('.')[0]}.bias".lstrip(".")
+
+
+def weight_nbytes(planned: TensorPlan, choice: Choice, names: Set[str] = frozenset()) -> int:
+    """Return the expected bytes of one tensor in the weight file.
+
+    Args:
+        planned: The tensor.
+        choice: How codes are stored.
+        names: Of all tensors of the model.
+    """
     tensor, spec = planned.tensor, planned.spec
-    bias = _added_bias_nbytes(tensor)
+    if tensor.name.endswith((".running_mean", ".running_var")):
+        return 0  # folded into the convolution before
+    bias = 0 if _own_bias(tensor) in names else _added_bias_nbytes(tensor)
     if spec is None:
         return 2 * tensor.numel + BLOB_NBYTES + bias
-    masked = not spec.name.startswith("dense") and not spec.pattern.is_dense
+    masked = _is_masked(spec)
     kept = round(tensor.numel * (1 - spec.pattern.sparsity))
     mask = -(-tensor.numel // 8) if masked else 0
     if spec.bits == 16:
