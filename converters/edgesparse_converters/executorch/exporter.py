@@ -43,6 +43,7 @@ class ExecutorchExporter:
         tokens: int | None = None,
         context: int | None = None,
         prefill: int = 32,
+        cases: int = 0,
         apart: bool = False,
     ) -> Artifact:
         """Write ``compressed`` to ``path``.
@@ -59,17 +60,20 @@ class ExecutorchExporter:
                 ``forward`` for one token and ``prefill`` for several, see ``cached``. None writes
                 one method without a cache.
             prefill: Tokens a call of ``prefill`` takes.
+            cases: How many random inputs to write, with the outputs they should give, into a
+                bundled program beside the file: the same name, ending in ``.bpte``.
             apart: Keep the weights in a tensor file beside the program, of the same name, ending
                 in ``.ptd``: all but those that XNNPACK repacks.
 
         Raises:
-            UsageError: A lowering, kind of activations or length that cannot mean anything.
+            UsageError: A lowering, kind of activations, number or length that cannot mean anything.
             Unsupported: The model cannot be traced or lowered, or the written file does not hold
                 the weights it should.
         """
         from edgesparse_converters.executorch.apart import SUFFIX
         from edgesparse_converters.executorch.arithmetic import ACTIVATIONS
         from edgesparse_converters.executorch.assemble import build_module
+        from edgesparse_converters.executorch.cases import bundle_cases
         from edgesparse_converters.executorch.lower import lower, trace
         from edgesparse_converters.executorch.lowering import COREML, plan_uses
         from edgesparse_converters.executorch.memory import memory_of
@@ -81,9 +85,11 @@ class ExecutorchExporter:
         if lowering == COREML:
             from edgesparse_converters.executorch import coreml_lowering
 
-            if context is not None or activations != "int16" or apart:
+            if context is not None or activations != "int16" or cases or apart:
                 raise UsageError(coreml_lowering.TOKENS_ALONE)
             return coreml_lowering.export(compressed, path, tokens=tokens)
+        if apart and cases:
+            raise UsageError("a bundled program has no place for weights apart; drop one of both")
         uses = plan_uses(compressed, compressed.captured.skeleton(), lowering)
         module = build_module(compressed, uses, activations=activations)
         if context is None:
@@ -100,6 +106,8 @@ class ExecutorchExporter:
         notes = _notes(uses)
         if beside is not None:
             notes += (f"{beside.name} beside it holds its weights; the runtime needs both",)
+        if cases:
+            notes += (bundle_cases(program, compressed, uses, count=cases),)
         return Artifact(
             path=path,
             target="executorch",

@@ -14,20 +14,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from edgesparse.errors import SourceError
 from edgesparse.exporting import Verdict
 from edgesparse.runtime.modules import build_decoded
 from edgesparse_converters.executorch.assemble import build_reference
-from edgesparse_converters.executorch.function import Function, function_of
+from edgesparse_converters.executorch.cases import (
+    check_cases,
+    draw_inputs,
+    integer_limit,
+    run_module,
+)
 from edgesparse_converters.executorch.generation import context_of, generate
 from edgesparse_converters.executorch.lowering import Form, Use
 from edgesparse_converters.executorch.metadata import read_metadata
 from edgesparse_converters.executorch.program import Program, read_program
 from edgesparse_converters.executorch.readback import check_layers
 from edgesparse_converters.executorch.rows import compare_rows
-from edgesparse_converters.executorch.session import DTYPES, execute
+from edgesparse_converters.executorch.session import execute
 
 if TYPE_CHECKING:
     from edgesparse.model import CompressedModel
@@ -66,10 +70,8 @@ def validate(
         if method in program.methods
         for check in check_layers(program, method, uses, compressed.packed)
     ]
-    models = (
-        build_reference(compressed, uses, activations=metadata.activations),
-        build_decoded(compressed),
-    )
+    reference = build_reference(compressed, uses, activations=metadata.activations)
+    models = (reference, build_decoded(compressed))
     if "prefill" in program.methods:
         compared, note = _generated(program, compressed, models, seed=seed)
     else:
@@ -77,6 +79,7 @@ def validate(
         compared = _executed(path, compressed, models, drawn)
         note = f"{len(drawn)} inputs, {'given' if inputs else f'random, seed {seed}'}"
     judged = [compare_rows(name, *arrays) for name, arrays in compared.items()]
+    judged += check_cases(program, compressed, models[1])
     return Verdict(
         path=path,
         target="executorch",
@@ -95,7 +98,7 @@ def _executed(
 ) -> dict[str, Arrays]:
     """Return (runtime, reference, exact) of every output, the calls stacked."""
     results = execute(path, inputs)
-    reference, exact = (_run(compressed, model, inputs) for model in models)
+    reference, exact = (run_module(compressed, model, inputs) for model in models)
     return {
         name: (
             np.stack([result[name] for result in results]),
@@ -114,7 +117,7 @@ def _generated(
     Once after a prompt, and once after a single token: every row reads the cache of those before
     it, so with 8-bit activations a rounding tie early in the prompt reaches all that follow.
     """
-    context, vocabulary = context_of(program), _integer_limit(compressed, None)
+    context, vocabulary = context_of(program), integer_limit(compressed, None)
     length = max(1, min(11, context // 2))
     prompt = np.random.default_rng(seed).integers(0, vocabulary, length).tolist()
     count = min(16, context - length + 1)
@@ -137,55 +140,6 @@ def _continued(
             for model in models
         )
     return logits, reference, exact
-
-
-def draw_inputs(
-    program: Program, compressed: CompressedModel, *, calls: int, seed: int
-) -> list[dict[str, NDArray[Any]]]:
-    """Return random inputs of the program's shapes: normal floats, integers of the example's range.
-
-    The first is the example itself where its shape is the program's.
-    """
-    metadata = read_metadata(program)
-    plan = program.methods["forward"]
-    generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(calls):
-        call = {}
-        for name, index in zip(metadata.inputs, plan["inputs"], strict=True):
-            value = plan["values"][index]["val"]
-            dtype = DTYPES[value["scalar_type"]]
-            example = compressed.captured.example_inputs.get(name)
-            limit = _integer_limit(compressed, example)
-            if np.issubdtype(dtype, np.floating):
-                call[name] = generator.standard_normal(value["sizes"]).astype(dtype)
-            else:
-                call[name] = generator.integers(0, limit, value["sizes"]).astype(dtype)
-        drawn.append(call)
-    return drawn
-
-
-def _integer_limit(compressed: CompressedModel, example: object) -> int:
-    """Return the end of the range of an integer input: the vocabulary, or what the example has."""
-    if compressed.captured.task == "causal-lm":
-        vocabulary = compressed.captured.config.get("vocab_size")
-        if isinstance(vocabulary, int):
-            return vocabulary
-    if isinstance(example, Tensor) and example.numel():
-        return int(example.max()) + 1
-    return 2
-
-
-def _run(
-    compressed: CompressedModel,
-    model: torch.nn.Module,
-    inputs: Sequence[Mapping[str, NDArray[Any]]],
-) -> list[list[NDArray[np.float32]]]:
-    """Run a torch module on every input."""
-    tensors = [{k: torch.from_numpy(v.copy()) for k, v in call.items()} for call in inputs]
-    function: Function = function_of(compressed.captured, model, tensors[0])
-    with torch.no_grad():
-        return [[value.numpy() for value in function(**call)] for call in tensors]
 
 
 def _uses(compressed: CompressedModel, forms: Mapping[str, Form]) -> tuple[Use, ...]:
