@@ -40,6 +40,8 @@ SHORT = 7
 """Size of an open axis: odd, so that nothing fits it by chance."""
 VALUES = ((CONST,), (SPARSE_TO_DENSE,))
 """Operations that hold values rather than codes."""
+WIDEST = 1 << 10
+"""How far above its lower bound an open size is tried."""
 FLOAT32_TOLERANCE = 1e-3
 FLOAT16_TOLERANCE = float(np.sqrt(2 * 1e-4))
 
@@ -183,7 +185,7 @@ def _between(low: int, high: int, turn: int) -> int:
     """Return a size between two bounds: the same for the same bounds, as equal sizes have to be."""
     if not 0 <= low <= high:
         return max(low, SHORT)
-    return low + (high - low) * (1 + turn % 3) // 3
+    return low + min(high - low, WIDEST) * (1 + turn % 3) // 3
 
 
 def reference_outputs(
