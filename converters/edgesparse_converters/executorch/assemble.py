@@ -21,6 +21,7 @@ from edgesparse_converters.executorch.embedding import QuantizedEmbedding
 from edgesparse_converters.executorch.lowering import Form, Use
 from edgesparse_converters.executorch.operators import PackedEmbedding, PackedLinear, Pointwise
 from edgesparse_converters.executorch.quiet import quiet
+from edgesparse_converters.executorch.routing import route_experts
 
 if TYPE_CHECKING:
     from edgesparse.model import CompressedModel
@@ -46,7 +47,9 @@ def build_module(
     floats = {use.tensor for use in uses if use.form is Form.FLOAT32}
     hollow = {use.tensor for use in uses} - floats
     export = partial(_exported, activations=activations)
-    return _build(compressed, uses, export, hollow=hollow)
+    module = _build(compressed, uses, export, hollow=hollow)
+    route_experts(module)
+    return module
 
 
 def build_reference(

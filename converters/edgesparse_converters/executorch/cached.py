@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from edgesparse.errors import Unsupported, UsageError
 from edgesparse.model import CapturedModel
 from edgesparse_converters.executorch.attention import use_grouped_attention
+from edgesparse_converters.executorch.caching import ByteLayer, use_cached_attention
 
 
 class Cached(nn.Module):
@@ -27,16 +28,24 @@ class Cached(nn.Module):
     Args:
         model: A causal language model of transformers.
         context: Positions the cache has room for.
+        cache: How keys and values are kept, one of ``caching.CACHES``.
+        stock: Whether only operators of the stock runtime may be used; not with an int8 cache.
 
     Raises:
-        Unsupported: A cache that is not one plain store of keys and values a layer.
+        Unsupported: A cache that is not one plain store of keys and values a layer; an int8 cache
+            for a model that has attention of its own.
     """
 
-    def __init__(self, model: nn.Module, context: int) -> None:
+    def __init__(
+        self, model: nn.Module, context: int, *, cache: str = "float32", stock: bool = True
+    ) -> None:
         super().__init__()
-        use_grouped_attention(model)
         self.model = model
         self.cache = _static_cache(model, context)
+        if cache == "int8":
+            self.cache = _byte_cache(model, context)
+        elif stock or not use_cached_attention(model):
+            use_grouped_attention(model)
         for i, layer in enumerate(self.cache.layers):
             self.register_buffer(f"keys_{i}", layer.keys, persistent=False)
             self.register_buffer(f"values_{i}", layer.values, persistent=False)
@@ -66,8 +75,7 @@ def _static_cache(model: nn.Module, context: int) -> Any:
 
     config: Any = model.config
     cache = StaticCache(max_cache_len=context, config=config)
-    with torch.no_grad():  # the first use gives every layer tensors of its own shape
-        model(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+    _use_once(model, cache)
     if any(type(layer) is not StaticLayer for layer in cache.layers):
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
         raise Unsupported(
@@ -75,6 +83,26 @@ def _static_cache(model: nn.Module, context: int) -> Any:
         )
     cache.reset()
     return cache
+
+
+def _byte_cache(model: nn.Module, context: int) -> Any:
+    """Return an empty cache of int8 rows, and let the model read it."""
+    from transformers.cache_utils import StaticCache
+
+    if not use_cached_attention(model):
+        raise Unsupported("an int8 cache: the model has attention of its own; use cache='float32'")
+    config: Any = model.config
+    cache = StaticCache(max_cache_len=context, config=config)
+    cache.layers = [ByteLayer(context) for _ in cache.layers]
+    _use_once(model, cache)
+    cache.reset()
+    return cache
+
+
+def _use_once(model: nn.Module, cache: Any) -> None:
+    """Read one token: the first use gives every layer tensors of its own shape."""
+    with torch.no_grad():
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
 
 
 def check_context(captured: CapturedModel, context: int, prefill: int) -> None:

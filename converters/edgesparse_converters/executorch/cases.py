@@ -17,6 +17,7 @@ from torch import Tensor
 from edgesparse.errors import SourceError, UsageError
 from edgesparse_converters.executorch.assemble import build_reference
 from edgesparse_converters.executorch.bundled import SUFFIX, Case, read_bundled, write_bundled
+from edgesparse_converters.executorch.caching import use_rounded_attention
 from edgesparse_converters.executorch.function import Function, function_of
 from edgesparse_converters.executorch.metadata import read_metadata
 from edgesparse_converters.executorch.program import Program
@@ -59,6 +60,8 @@ def make_cases(
         outputs = run_module(compressed, reference, inputs)
         pairs = zip(inputs, outputs, strict=True)
         return "forward", [Case(inputs=tuple(i.values()), outputs=tuple(o)) for i, o in pairs]
+    if metadata.cache == "int8":
+        use_rounded_attention(reference)
     generator = np.random.default_rng(seed)
     length = program.tensor_sizes("prefill", 0)[1]
     tokens = generator.integers(0, integer_limit(compressed, None), (count, 1, length))

@@ -43,6 +43,7 @@ class ExecutorchExporter:
         tokens: int | None = None,
         context: int | None = None,
         prefill: int = 32,
+        cache: str = "float32",
         cases: int = 0,
         apart: bool = False,
     ) -> Artifact:
@@ -60,22 +61,26 @@ class ExecutorchExporter:
                 ``forward`` for one token and ``prefill`` for several, see ``cached``. None writes
                 one method without a cache.
             prefill: Tokens a call of ``prefill`` takes.
+            cache: How the cache keeps keys and values: ``float32``, or ``int8`` with a scale for
+                every token and head, which takes our operators and a good quarter of the memory.
             cases: How many random inputs to write, with the outputs they should give, into a
                 bundled program beside the file: the same name, ending in ``.bpte``.
             apart: Keep the weights in a tensor file beside the program, of the same name, ending
                 in ``.ptd``: all but those that XNNPACK repacks.
 
         Raises:
-            UsageError: A lowering, kind of activations, number or length that cannot mean anything.
+            UsageError: A lowering, kind of activations, cache, number or length that cannot mean
+                anything.
             Unsupported: The model cannot be traced or lowered, or the written file does not hold
                 the weights it should.
         """
         from edgesparse_converters.executorch.apart import SUFFIX
         from edgesparse_converters.executorch.arithmetic import ACTIVATIONS
         from edgesparse_converters.executorch.assemble import build_module
+        from edgesparse_converters.executorch.caching import CACHES
         from edgesparse_converters.executorch.cases import bundle_cases
         from edgesparse_converters.executorch.lower import lower, trace
-        from edgesparse_converters.executorch.lowering import COREML, plan_uses
+        from edgesparse_converters.executorch.lowering import COREML, Form, plan_uses
         from edgesparse_converters.executorch.memory import memory_of
         from edgesparse_converters.executorch.metadata import METHOD, write_metadata
         from edgesparse_converters.executorch.methods import cached_methods, plain_methods
@@ -88,6 +93,8 @@ class ExecutorchExporter:
             if context is not None or activations != "int16" or cases or apart:
                 raise UsageError(coreml_lowering.TOKENS_ALONE)
             return coreml_lowering.export(compressed, path, tokens=tokens)
+        if cache not in CACHES or (cache != "float32" and context is None):
+            raise UsageError(f"cache {cache!r}: one of {', '.join(CACHES)}, with context")
         if apart and cases:
             raise UsageError("a bundled program has no place for weights apart; drop one of both")
         uses = plan_uses(compressed, compressed.captured.skeleton(), lowering)
@@ -95,8 +102,11 @@ class ExecutorchExporter:
         if context is None:
             methods, constants = plain_methods(compressed.captured, module, tokens)
         else:
-            methods, constants = cached_methods(compressed.captured, module, context, prefill)
-        constants[METHOD] = write_metadata(methods["forward"], uses, activations)
+            methods, constants = cached_methods(
+                compressed.captured, module, context, prefill, cache=cache,
+                stock=all(use.form is not Form.PACKED for use in uses),
+            )  # fmt: skip
+        constants[METHOD] = write_metadata(methods["forward"], uses, activations, cache)
         traced = {name: trace(method.module, method.inputs) for name, method in methods.items()}
         beside = path.with_suffix(SUFFIX) if apart else None
         path.write_bytes(lower(traced, constants, apart=beside))

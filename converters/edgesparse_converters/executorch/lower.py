@@ -54,7 +54,8 @@ def lower(
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
-        from executorch.exir.passes import MemoryPlanningPass
+
+        from edgesparse_converters.executorch.planning import InPlacePlanning
 
     # XNNPACK gets whatever it has kernels for: leaving it the matrix products alone lowers a
     # quarter faster and makes a token of the bundled model 1.8 times slower.
@@ -67,7 +68,7 @@ def lower(
             )
             planned = edge.to_executorch(
                 ExecutorchBackendConfig(
-                    memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
+                    memory_planning_pass=InPlacePlanning(),
                     # Caches are written in place; else every layer copies its whole cache twice
                     # a token, through memory of its own.
                     run_reinplace_pass=True,

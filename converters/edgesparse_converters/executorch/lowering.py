@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from edgesparse.errors import UsageError
+from edgesparse.model import TensorKind
 from edgesparse.packed import SYMMETRIC, PackedTensor
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def plan_uses(
         choice = next((c for g, c in choices.items() if _matches(names, g)), "auto")
         places = [_place(module, alias) for alias in names]
         if choice == "auto":
-            choice = _automatic(packed, [kind for *_, kind in places])
+            is_expert = compressed.captured.by_name[name].kind is TensorKind.EXPERT
+            choice = _automatic(packed, [kind for *_, kind in places], is_expert=is_expert)
         for owner, attribute, kind in places:
             form, reason = _form(packed, kind, choice)
             uses.append(
@@ -148,14 +150,17 @@ def is_pointwise(module: torch.nn.Module) -> bool:
     )
 
 
-def _automatic(packed: PackedTensor, kinds: list[str]) -> str:
-    """Prefer our operator where it saves bytes: sparse, tied, or fewer than 4 bits."""
+def _automatic(packed: PackedTensor, kinds: list[str], *, is_expert: bool) -> str:
+    """Prefer our operator where it saves bytes: sparse, tied, or fewer than 4 bits.
+
+    And for experts: XNNPACK would compute those that no token is sent to.
+    """
     sparse = not packed.spec.name.startswith("dense")
     tied = len(kinds) > 1
     if "other" in kinds:
         return "float32" if len(kinds) == 1 else "xnnpack"
     stock = kinds[0] != "pointwise" and not _xnnpack(packed, kinds[0])[1]
-    return "xnnpack" if stock and not sparse and not tied else "packed"
+    return "xnnpack" if stock and not (sparse or tied or is_expert) else "packed"
 
 
 def _form(packed: PackedTensor, kind: str, choice: str) -> tuple[Form, str]:

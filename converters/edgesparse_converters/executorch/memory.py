@@ -1,9 +1,14 @@
 """What a program needs to run, from the file alone.
 
-    constants    used in place from the memory-mapped file: clean pages, which a system may drop
-    arenas       activations and caches, planned ahead, per memory plan
+    flatbuffer   the graph, read from the mapped file
+    constants    weights our operators and the runtime's kernels use in place from the mapped file:
+                 clean pages, which a system may drop
+    arena        activations, inputs and outputs, planned ahead
+    cache        keys and values, and whatever else a program keeps between calls
     delegates    XNNPACK repacks its weights into memory of its own when a method is loaded
     scratch      the largest set of values between operators of one delegate
+    graph        what the runtime makes of the graph: values, tensors, calls, delegates' runtimes
+    runtime      code that is touched and threads, whatever the program
 
 XNNPACK pads outputs to multiples of 16; a packed filter of O outputs and K inputs takes, with O
 padded, O (K / 2 + 2 K / g + 8) bytes for 4-bit groups of g, O (K / 2 + 12) for 4-bit rows,
@@ -16,48 +21,52 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from edgesparse.planner.peak import RUNTIMES
 from edgesparse_converters.executorch.program import Program
 from edgesparse_converters.executorch.xnnpack import Filter, filters, graphs
+
+# Measured around programs of 2 to 16 MB with our operators and with XNNPACK.
+_VALUE_NBYTES = 200
+_DELEGATE_NBYTES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes a program needs, for one method loaded.
-
-    Attributes:
-        flatbuffer: The graph itself.
-        constants: Weights that our operators and the runtime's kernels read from the file.
-        arena: Planned memory of activations, inputs, outputs and caches.
-        delegates: Weights as XNNPACK repacks them.
-        scratch: Values inside the largest delegate.
-    """
+    """Bytes a program needs, for one method loaded; see the module."""
 
     flatbuffer: int
     constants: int
     arena: int
+    cache: int
     delegates: int
     scratch: int
+    graph: int
+    runtime: int
 
     @property
     def dirty(self) -> int:
         """Memory that belongs to the process alone: what a phone counts against an app."""
-        return self.arena + self.delegates + self.scratch
+        return self.arena + self.cache + self.delegates + self.scratch + self.graph
 
     @property
     def peak(self) -> int:
-        """Everything resident at once, the file's used pages included."""
-        return self.flatbuffer + self.constants + self.dirty
+        """Everything resident at once, the file's used pages and the runtime included."""
+        return self.flatbuffer + self.constants + self.dirty + self.runtime
 
 
 def memory_of(program: Program, method: str = "forward") -> Memory:
     """Return what one method of a program needs."""
     plan = program.methods[method]
+    arenas = plan["non_const_buffer_sizes"][1:]
     return Memory(
         flatbuffer=program.flatbuffer_nbytes,
         constants=program.constants_nbytes,
-        arena=sum(plan["non_const_buffer_sizes"][1:]),
+        arena=sum(arenas[:1]),
+        cache=sum(arenas[1:]),
         delegates=sum(repacked_nbytes(weight) for weight in filters(program, method)),
         scratch=max((_scratch(graph) for graph in graphs(program, method)), default=0),
+        graph=_VALUE_NBYTES * len(plan["values"]) + _DELEGATE_NBYTES * len(plan["delegates"]),
+        runtime=RUNTIMES["executorch"].empty_nbytes,
     )
 
 

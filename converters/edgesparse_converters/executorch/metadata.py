@@ -30,6 +30,7 @@ class Metadata:
         outputs: Names of the outputs, in order.
         forms: Form of every use of a packed weight, by parameter name.
         activations: How activations enter our operators.
+        cache: How keys and values are kept.
         version: Version of edgesparse that wrote it.
     """
 
@@ -37,10 +38,13 @@ class Metadata:
     outputs: tuple[str, ...] = ()
     forms: dict[str, Form] | None = None
     activations: str = "float32"
+    cache: str = "float32"
     version: str = ""
 
 
-def write_metadata(method: Method, uses: Iterable[Use], activations: str) -> str:
+def write_metadata(
+    method: Method, uses: Iterable[Use], activations: str, cache: str = "float32"
+) -> str:
     """Return the constant; uses of one form share a key, so names are all it costs."""
     forms: dict[str, list[str]] = {}
     for use in uses:
@@ -51,6 +55,7 @@ def write_metadata(method: Method, uses: Iterable[Use], activations: str) -> str
         "outputs": list(method.outputs),
         "forms": forms,
         "activations": activations,
+        "cache": cache,
     }
     return json.dumps(value, separators=(",", ":"))
 
@@ -67,6 +72,7 @@ def read_metadata(program: Program) -> Metadata:
             outputs=tuple(value["outputs"]),
             forms={name: Form[form] for form, names in value["forms"].items() for name in names},
             activations=value["activations"],
+            cache=value.get("cache", "float32"),
             version=value["version"],
         )
     except (KeyError, IndexError, TypeError, ValueError):

@@ -42,19 +42,25 @@ def plain_methods(
 
 
 def cached_methods(
-    captured: CapturedModel, module: nn.Module, context: int, prefill: int
+    captured: CapturedModel,
+    module: nn.Module,
+    context: int,
+    prefill: int,
+    *,
+    cache: str,
+    stock: bool,
 ) -> tuple[dict[str, Method], dict[str, Any]]:
     """Return ``forward`` for one token and ``prefill`` for several, and the runner's constants.
 
     Raises:
         UsageError: Lengths out of range, or no language model.
-        Unsupported: A kind of cache without a fixed form.
+        Unsupported: A kind of cache without a fixed form, or one the model cannot have.
     """
     check_context(captured, context, prefill)
     module.requires_grad_(False)
     methods = {
         name: Method(
-            module=Cached(module, context),
+            module=Cached(module, context, cache=cache, stock=stock),
             inputs={
                 "input_ids": torch.zeros(1, length, dtype=torch.long),
                 "position": torch.zeros(1, dtype=torch.long),

@@ -44,7 +44,8 @@ def _linear(
     activations: str,
     bias: Tensor | None = None,
 ) -> Tensor:
-    return packed_linear(x, _codes(buffers, format, shape, group_size), bias, activations)
+    codes = buffers_to_codes(list(buffers), format, shape, group_size)
+    return packed_linear(x, codes, bias, activations)
 
 
 @torch.library.register_fake("edgesparse::linear.activations", lib=_library)
@@ -60,13 +61,15 @@ def _linear_shape(
     return x.new_empty((*x.shape[:-1], shape[0]))
 
 
-def _codes(buffers: Sequence[Tensor], name: str, shape: Sequence[int], group_size: int) -> Codes:
+def buffers_to_codes(
+    buffers: list[Tensor], name: str, shape: Sequence[int], group_size: int
+) -> Codes:
+    """Unpack the weight whose buffers come first in ``buffers``, and take them off."""
     layout = FORMATS.get(name)
     spec = layout.spec(group_size=group_size, pattern=DENSE)
-    names = layout.predict_nbytes(spec, tuple(shape))
     arrays = {
-        buffer_name: buffer.detach().numpy().view(DTYPES[buffer_name])
-        for buffer_name, buffer in zip(names, buffers, strict=True)
+        buffer_name: buffers.pop(0).detach().numpy().view(DTYPES[buffer_name])
+        for buffer_name in layout.predict_nbytes(spec, tuple(shape))
     }
     return layout.unpack(PackedTensor(spec=spec, shape=tuple(shape), buffers=arrays))
 

@@ -22,6 +22,7 @@ from edgesparse.pattern import DENSE
 from edgesparse_converters.executorch.lowering import Form, Use
 from edgesparse_converters.executorch.operators import EMBEDDING, LINEAR
 from edgesparse_converters.executorch.program import Program
+from edgesparse_converters.executorch.routing import ROUTED
 from edgesparse_converters.executorch.xnnpack import filters
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def read_weights(program: Program, method: str) -> Iterator[Stored]:
             yield _embedding(program, name, codes, scales)
         elif use.operator in (LINEAR, EMBEDDING):
             yield _packed(program, plan["values"], use.arguments[1:5])
+        elif use.operator == ROUTED:
+            yield from _routed(program, plan["values"], use.arguments[2:6])
 
 
 def check_layers(
@@ -139,17 +142,43 @@ def _delegated(program: Program, method: str) -> Iterator[Stored]:
         )
 
 
-def _packed(program: Program, values: list[dict[str, Any]], arguments: tuple[int, ...]) -> Stored:
+Values = list[dict[str, Any]]
+
+
+def _packed(program: Program, values: Values, arguments: tuple[int, ...]) -> Stored:
     """Unpack the weight of one call of our operators from the program's constants."""
     buffers, name, shape, group_size = (values[index]["val"] for index in arguments)
-    layout = FORMATS.get(name["string_val"])
-    spec = layout.spec(group_size=group_size["int_val"], pattern=DENSE)
     sizes = tuple(values[index]["val"]["int_val"] for index in shape["items"])
+    label, group = name["string_val"], group_size["int_val"]
+    return _unpacked(program, values, list(buffers["items"]), label, sizes, group)
+
+
+def _routed(program: Program, values: Values, arguments: tuple[int, ...]) -> Iterator[Stored]:
+    """Unpack the weights of all experts of one call."""
+    buffers, names, shape, groups = (values[index]["val"] for index in arguments)
+    sizes, group_sizes = (
+        tuple(values[index]["val"]["int_val"] for index in value["items"])
+        for value in (shape, groups)
+    )
+    rest = list(buffers["items"])
+    for name, group_size in zip(names["string_val"].split(","), group_sizes, strict=True):
+        yield _unpacked(program, values, rest, name, sizes, group_size)
+
+
+def _unpacked(
+    program: Program,
+    values: Values,
+    buffers: list[int],
+    name: str,
+    sizes: tuple[int, ...],
+    group_size: int,
+) -> Stored:
+    """Unpack the weight whose buffers come first in ``buffers``, and take them off."""
+    layout = FORMATS.get(name)
+    spec = layout.spec(group_size=group_size, pattern=DENSE)
     arrays = {}
-    for buffer_name, index in zip(
-        layout.predict_nbytes(spec, sizes), buffers["items"], strict=True
-    ):
-        tensor = values[index]["val"]
+    for buffer_name in layout.predict_nbytes(spec, sizes):
+        tensor = values[buffers.pop(0)]["val"]
         dtype = np.dtype(BUFFER_DTYPES[buffer_name])
         stored = program.constant(tensor)[: dtype.itemsize * math.prod(tensor["sizes"])]
         arrays[buffer_name] = np.frombuffer(stored, dtype)

@@ -19,6 +19,7 @@ from edgesparse.errors import SourceError
 from edgesparse.exporting import Verdict
 from edgesparse.runtime.modules import build_decoded
 from edgesparse_converters.executorch.assemble import build_reference
+from edgesparse_converters.executorch.caching import use_rounded_attention
 from edgesparse_converters.executorch.cases import (
     check_cases,
     draw_inputs,
@@ -72,6 +73,8 @@ def validate(
     ]
     reference = build_reference(compressed, uses, activations=metadata.activations)
     models = (reference, build_decoded(compressed))
+    if metadata.cache == "int8":
+        use_rounded_attention(reference)
     if "prefill" in program.methods:
         compared, note = _generated(program, compressed, models, seed=seed)
     else:

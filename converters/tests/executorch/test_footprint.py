@@ -16,9 +16,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_a_program_takes_its_own_memory_and_the_runtimes(classics_packed: Artifact) -> None:
+def test_what_a_program_takes_is_what_its_file_says(classics_packed: Artifact) -> None:
     found = measure_peak(classics_packed.path)
-    own = memory_of(read_program(classics_packed.path)).peak
+    predicted = memory_of(read_program(classics_packed.path)).peak
     assert found is not None
-    # Code that is touched and threads take 5.4 to 6.6 MB around programs measured on one host.
-    assert own < found < own + 20_000_000
+    # Of 7 MB, 5 are the runtime's and differ by host: code is read in by larger or smaller pages.
+    assert abs(found - predicted) < 2_000_000

@@ -10,6 +10,7 @@ import pytest
 import torch
 from edgesparse_converters.executorch.assemble import xnnpack_weight
 from edgesparse_converters.executorch.embedding import pack_nibbles
+from edgesparse_converters.executorch.lowering import Form, plan_uses
 from torch import Tensor, nn
 
 from edgesparse.errors import Unsupported, UsageError
@@ -96,6 +97,26 @@ def test_the_stock_forms(zoo: CompressedModel, tmp_path: Path) -> None:
     assert all(layer.equal for layer in verdict.layers)
     for check in verdict.outputs:
         assert check.relative_error < 1e-5, check
+
+
+def test_auto_takes_for_each_layer_what_keeps_its_bytes(zoo: CompressedModel) -> None:
+    """Dense 4 and 8 bits to XNNPACK; masks, fewer bits and odd groups to our operators."""
+    forms = {use.name: use.form for use in plan_uses(zoo, zoo.captured.skeleton())}
+    stock = {
+        "row.weight": Form.XNNPACK4,
+        "eight.weight": Form.XNNPACK8,
+        "table4.weight": Form.EMBEDDING4,
+        "table8.weight": Form.EMBEDDING8,
+        "conv.weight": Form.FLOAT32,
+    }
+    assert {name: form for name, form in forms.items() if form is not Form.PACKED} == stock
+    chosen = {
+        use.name: use.form
+        for use in plan_uses(
+            zoo, zoo.captured.skeleton(), {"four.*": "xnnpack", "eight.*": "packed"}
+        )
+    }
+    assert chosen == {**forms, "four.weight": Form.XNNPACK4, "eight.weight": Form.PACKED}
 
 
 def test_an_unknown_lowering_or_layer_is_refused(zoo: CompressedModel, tmp_path: Path) -> None:

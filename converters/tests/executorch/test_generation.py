@@ -10,8 +10,10 @@ import pytest
 import torch
 from edgesparse_converters.executorch import EXPORTER
 from edgesparse_converters.executorch.assemble import build_reference
+from edgesparse_converters.executorch.caching import use_rounded_attention
 from edgesparse_converters.executorch.generation import generate, score
 from edgesparse_converters.executorch.lowering import plan_uses
+from edgesparse_converters.executorch.metadata import read_metadata
 from edgesparse_converters.executorch.program import read_program
 
 import edgesparse as es
@@ -103,3 +105,56 @@ def test_the_score_of_a_text_is_the_packed_models(tiny: CompressedModel, program
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     assert score(program.path, windows.tolist()) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def byte_program(tiny: CompressedModel, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    path = tmp_path_factory.mktemp("program") / "bytes.pte"
+    return export(tiny, "executorch", path, context=24, prefill=4, cache="int8")
+
+
+def test_an_int8_cache_is_a_quarter_and_is_said(program: Artifact, byte_program: Artifact) -> None:
+    """Two layers of keys and values, 2 heads of 16 in 24 positions; a scale of 4 bytes each."""
+    floats, codes = (read_program(path) for path in (program.path, byte_program.path))
+    for method in ("forward", "prefill"):
+        caches = [p.methods[method]["non_const_buffer_sizes"][2] for p in (floats, codes)]
+        assert caches[0] - caches[1] == 2 * 2 * 24 * 2 * (4 * 16 - (16 + 4))
+    assert "edgesparse::cache_rows.out" in codes.operators
+    assert read_metadata(codes).cache == "int8"
+    assert read_metadata(floats).cache == "float32"
+
+
+def test_an_int8_cache_is_validated_with_its_own_rounding(
+    tiny: CompressedModel, byte_program: Artifact
+) -> None:
+    verdict = validate(byte_program, tiny)
+    assert verdict.ok, verdict
+    made, logits = generate(byte_program.path, PROMPT, tokens=8)
+    uses = plan_uses(tiny, tiny.captured.skeleton())
+    with torch.no_grad():
+        sequence = torch.tensor([[*PROMPT, *made[:-1]]])
+        rows = []
+        for rounded in (True, False):
+            model = build_reference(tiny, uses, activations="int16")
+            if rounded:
+                assert use_rounded_attention(model)
+            found = model(input_ids=sequence, use_cache=False).logits[0, len(PROMPT) - 1 :]
+            rows.append(found.numpy())
+    errors = [np.linalg.norm(logits - reference) for reference in rows]
+    # A rounding tie of a key or value moves it by a step, so not as close as with floats.
+    assert errors[0] < 5e-3 * np.linalg.norm(rows[0])
+    assert errors[0] < errors[1]  # the rounding is there, and it is this one
+
+
+def test_a_cache_it_cannot_have(tiny: CompressedModel, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cache 'int4': one of float32, int8, with context"):
+        export(tiny, "executorch", tmp_path / "a.pte", context=24, cache="int4")
+    with pytest.raises(UsageError, match="cache 'int8': one of float32, int8, with context"):
+        export(tiny, "executorch", tmp_path / "a.pte", cache="int8")
+
+
+def test_no_room_is_planned_for_what_is_written_in_place(program: Artifact) -> None:
+    """The cache has an arena of its own, 24 positions; there is no second one of its size."""
+    _, activations, cache = read_program(program.path).methods["forward"]["non_const_buffer_sizes"]
+    assert cache >= 2 * 2 * 24 * 2 * 4 * 16
+    assert activations < cache
