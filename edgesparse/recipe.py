@@ -16,6 +16,7 @@ from edgesparse.packed import ALL_BITS, SCHEMES, SYMMETRIC, TABLE, scheme_bits
 from edgesparse.pattern import DENSE, Pattern
 
 ADJUSTABLE = frozenset({"bits", "group_size", "sparsity"})
+OPENABLE = ADJUSTABLE | {"pattern"}
 PER_ROW = "channel"
 """A recipe file's word for ``group_size = 0``."""
 PER_TENSOR = "tensor"
@@ -41,7 +42,8 @@ class Rule:
             (code - zero) · scale, ``table`` any 4, 8 or 16 float16 values.
         table_rows: Rows, output channels, that share a table; 0 is one table for the tensor.
         adjustable: Which of ``bits``, ``group_size`` and ``sparsity`` the planner may change to
-            meet a budget: those nobody asked for. In a recipe file, the keys left out.
+            meet a budget: those nobody asked for. In a recipe file, the keys left out. And
+            ``pattern``, only if it is named: the shape of the mask.
     """
 
     kind: TensorKind | None = None
@@ -59,9 +61,9 @@ class Rule:
     def __post_init__(self) -> None:
         if self.kind is not None:
             object.__setattr__(self, "kind", _kind(self.kind))
-        if unknown := sorted(self.adjustable - ADJUSTABLE):
+        if unknown := sorted(self.adjustable - OPENABLE):
             raise RecipeError(
-                f"adjustable names {unknown[0]!r}; known: {', '.join(sorted(ADJUSTABLE))}"
+                f"adjustable names {unknown[0]!r}; known: {', '.join(sorted(OPENABLE))}"
             )
         if self.bits not in ALL_BITS:
             raise RecipeError(f"bits is {self.bits}, expected one of {ALL_BITS}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -89,8 +89,10 @@ target_option = click.option(
     "--target", metavar="NAME", help="Whose file the budget is for: coreml or executorch."
 )
 allow_option = click.option(
-    "--allow", type=click.Choice(["structured"]), multiple=True,
-    help="structured: cut whole neurons, layers or experts out first, where that is cheaper.",
+    "--allow", type=click.Choice(["structured", "patterns"]), multiple=True,
+    help="structured: cut whole neurons, layers or experts out first, where that is cheaper. "
+    "patterns: let the plan choose N:M and 16x1 masks, which a --target stores smaller and "
+    "multiplies faster.",
 )  # fmt: skip
 text_option = click.option(
     "--text", type=click.Path(path_type=Path), metavar="FILE", help="Text to measure on."
@@ -171,6 +173,13 @@ def recipe_from(options: dict[str, Any]) -> Recipe | None:
         name = next(iter(given)).replace("_", "-")
         raise UsageError(f"--recipe replaces --{name}; say it in the recipe file instead")
     return Recipe.from_toml(file)
+
+
+def opened(recipe: Recipe | None, allow: Sequence[str]) -> tuple[Recipe | None, bool]:
+    """Return the recipe with what ``--allow`` opens, and whether whole parts may be cut."""
+    from edgesparse.planner.default import with_patterns
+
+    return with_patterns(recipe) if "patterns" in allow else recipe, "structured" in allow
 
 
 _PLAIN = ("bits", "group_size", "scheme", "table_rows", "method", "quantizer")

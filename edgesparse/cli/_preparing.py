@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from edgesparse.recipe import Recipe
 
 
-def require_alone(team: Team, *, allow: bool, recovers: bool) -> None:
+def require_alone(team: Team, *, cuts_parts: bool, recovers: bool) -> None:
     """Refuse what one process does for itself when several share the work.
 
     Raises:
         UsageError: Several do.
     """
-    if team.size > 1 and (allow or recovers):
+    if team.size > 1 and (cuts_parts or recovers):
         raise UsageError(
-            "--allow and --recover work in one process; use 'edgesparse prune' before and "
-            "'edgesparse recover' afterwards"
+            "--allow structured and --recover work in one process; use 'edgesparse prune' before "
+            "and 'edgesparse recover' afterwards"
         )
 
 
@@ -33,7 +33,7 @@ def opened(
     model: str,
     recipe: Recipe | None,
     *,
-    allow: bool,
+    cuts_parts: bool,
     budget: Budget | None,
     target: str | None,
     calibration: Path | None,
@@ -48,7 +48,7 @@ def opened(
     from edgesparse.capture import load
 
     whole = load(model)
-    if not allow:
+    if not cuts_parts:
         return whole, whole
     data = _calibration.choose(whole, calibration, text, windows=windows, window=window, seed=seed)
     way = _job.way_of(whole, recipe, budget, target, data.calibration, window=window, seed=seed)

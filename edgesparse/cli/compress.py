@@ -19,6 +19,7 @@ from edgesparse.cli._options import (
     deflate_option,
     directory_option,
     force_option,
+    opened,
     recipe_from,
     recipe_options,
     target_option,
@@ -104,22 +105,22 @@ def compress(
     from edgesparse.planner.hopeless import refuse_hopeless
 
     started = time.monotonic()
-    recipe = recipe_from(options)
+    recipe, cuts_parts = opened(recipe_from(options), allow)
     memory_limit = None if limit is None else parse_size(limit)
     check_free(output, force=force)
     if artifact is not None:
         from edgesparse.exporting import check_output
 
         target = check_output(target, artifact, force=force)
-    if not allow:
+    if not cuts_parts:
         refuse_hopeless(model, recipe, budget, target)
     from edgesparse.calibrate.team import joined
     from edgesparse.journal.beside import kept
 
     with joined(device) as (team, own_device), kept(output, team, resume=resume, force=force) as at:
-        preparing.require_alone(team, allow=bool(allow), recovers=minutes is not None)
+        preparing.require_alone(team, cuts_parts=cuts_parts, recovers=minutes is not None)
         whole, captured = preparing.opened(
-            model, recipe, allow=bool(allow), budget=budget, target=target, text=text,
+            model, recipe, cuts_parts=cuts_parts, budget=budget, target=target, text=text,
             calibration=calibration, output=output, force=force or resume,
             windows=windows, window=window, seed=seed,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from edgesparse.cli._options import (
     budget_option,
     cache_directory,
     common,
+    opened,
     recipe_from,
     recipe_options,
     target_option,
@@ -72,12 +73,12 @@ def plan(
     3 and says what could be reached. MODEL is a Hugging Face directory, a .pt2 file, or
     package.module:factory.
     """
-    recipe = recipe_from(options)
+    recipe, cuts_parts = opened(recipe_from(options), allow)
     if solve and calibration is None:
         raise UsageError("--solve needs inputs to solve on; add --calibration TEXT")
     from edgesparse.planner.hopeless import refuse_hopeless
 
-    if not allow:
+    if not cuts_parts:
         refuse_hopeless(model, recipe, budget, target)
     from edgesparse.capture import load
     from edgesparse.planner import plan as make_plan
@@ -86,7 +87,7 @@ def plan(
 
     captured = load(model)
     sensitivity, cut = None, {}
-    if allow:
+    if cuts_parts:
         from edgesparse.cli._job import way_of
 
         way = way_of(captured, recipe, budget, target, calibration, window=512, seed=0)
@@ -94,7 +95,7 @@ def plan(
         cut = {"cut": way.words, "cut_loss": way.cut_loss, "whole_loss": way.loss}
     else:
         made = make_plan(captured, recipe, budget=budget, target=target)
-    if calibration is not None and not allow:
+    if calibration is not None and not cuts_parts:
         sensitivity = _sensitivity(captured, calibration)
         if solve:
             sensitivity = _solved(captured, recipe, sensitivity, calibration, target)
@@ -104,7 +105,7 @@ def plan(
     if as_json:
         show_json({"model": captured.name, **cut, **made.to_json()})
         return
-    if allow:
+    if cuts_parts:
         show(f"cut first: {way.words}, loss {way.cut_loss:.4f}; in all {way.loss:.4f}")
     limit = None if show_all else SHOWN
     show(tables.title(captured), tables.budget_line(made), "")

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgesparse.planner.default import default_recipe, leaves_open, without_sparsity
+from edgesparse.planner.default import (
+    default_recipe,
+    leaves_open,
+    with_patterns,
+    without_sparsity,
+)
 from edgesparse.planner.front import pareto_front
 from edgesparse.planner.planning import plan
 from edgesparse.planner.rates import Rates, Sensitivity
@@ -28,6 +33,7 @@ __all__ = [
     "pareto_front",
     "plan",
     "share_sparsity",
+    "with_patterns",
     "without_sparsity",
 ]
 

@@ -19,6 +19,8 @@ BITS = (16, 8, 4, 3, 2)
 GROUP_SIZES = (32, 128)
 # More than 75 % is left to those who ask for it: no one-shot solver keeps a model usable there.
 SPARSITIES = (0.0, 0.25, 0.375, 0.5, 0.625, 0.75)
+N_OF = (4, 64)
+BLOCK = (16, 1)
 
 
 def worthwhile(entries: Sequence[TensorPlan], sensitivity: Sensitivity) -> dict[int, float]:
@@ -84,6 +86,24 @@ def _variants(tensor: TensorInfo, rule: Rule | None) -> Iterator[Rule | None]:
 
 def _patterns(tensor: TensorInfo, rule: Rule) -> list[Pattern]:
     """Return the patterns the planner may choose; a look-up table is never pruned on its own."""
-    if "sparsity" not in rule.adjustable or tensor.kind == TensorKind.EMBEDDING:
+    if tensor.kind == TensorKind.EMBEDDING:
+        return [rule.pattern]
+    free = "sparsity" in rule.adjustable
+    if "pattern" in rule.adjustable:
+        sparsities = SPARSITIES if free else (rule.pattern.sparsity,)
+        return [pattern for sparsity in sparsities for pattern in _shapes(sparsity)]
+    if not free:
         return [rule.pattern]
     return [rule.pattern.with_sparsity(sparsity) for sparsity in SPARSITIES]
+
+
+def _shapes(sparsity: float) -> Iterator[Pattern]:
+    """Yield every shape of mask that has a layout of its own and can have this sparsity."""
+    yield Pattern(sparsity=sparsity)
+    if not sparsity:
+        return
+    for of in N_OF:
+        keep = (1 - sparsity) * of
+        if keep == round(keep):
+            yield Pattern(keep=round(keep), of=of)
+    yield Pattern(sparsity=sparsity, block=BLOCK)

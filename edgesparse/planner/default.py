@@ -26,6 +26,18 @@ def default_recipe() -> Recipe:
     return Recipe((EMBEDDINGS, EVERYTHING))
 
 
+def with_patterns(recipe: Recipe | None) -> Recipe:
+    """Return the recipe, or the default one, with the shape of every mask open to a budget."""
+    recipe = recipe or default_recipe()
+    rules = (
+        rule
+        if rule.kind == TensorKind.EMBEDDING
+        else replace(rule, adjustable=rule.adjustable | {"pattern"})
+        for rule in recipe.rules
+    )
+    return replace(recipe, rules=tuple(rules))
+
+
 def leaves_open(recipe: Recipe, captured: CapturedModel) -> bool:
     """Whether a budget may choose what is done to any tensor that is no embedding."""
     rules = (

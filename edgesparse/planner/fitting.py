@@ -186,8 +186,11 @@ class Fit:
         entries = [of[i] for of, i in zip(options, best, strict=True)]
         nbytes = [int(of[i]) for of, i in zip(limit.costs, best, strict=True)]
         free = None
-        if any(rule is not None and rule.adjustable != ADJUSTABLE for _, rule in self.ruled):
-            opened = [(t, rule and replace(rule, adjustable=ADJUSTABLE)) for t, rule in self.ruled]
+        if any(rule is not None and not rule.adjustable >= ADJUSTABLE for _, rule in self.ruled):
+            opened = [
+                (t, rule and replace(rule, adjustable=rule.adjustable | ADJUSTABLE))
+                for t, rule in self.ruled
+            ]
             problem = replace(self, ruled=opened)
             limits = problem._limits(problem._options())
             free = next(of for of in limits if of.name == limit.name).smallest_nbytes

@@ -42,6 +42,19 @@ def test_what_was_asked_for_is_not_measured_again(
     assert result.exit_code == 0, result.stderr
 
 
+def test_an_open_pattern_meets_a_budget_that_the_asked_one_cannot(
+    cli: Cli, language_model: Path
+) -> None:
+    asked = ("plan", language_model, "--target", "executorch", "--sparsity", "0.5", "--bits", "4",
+             "--group-size", "64", "--embedding-bits", "8")  # fmt: skip
+    size = json.loads(cli(*asked, "--json").stdout)["artifact_nbytes"]
+    assert cli(*asked, "--budget", str(size - 4000)).exit_code == 3
+    result = cli(*asked, "--budget", str(size - 4000), "--allow", "patterns", "--json")
+    assert result.exit_code == 0, result.stderr
+    rules = [entry["rule"] for entry in json.loads(result.stdout)["tensors"]]
+    assert any(rule and rule["pattern"] not in ("unstructured", {}) for rule in rules)
+
+
 def test_the_front_is_drawn(cli: Cli, language_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     image = tmp_path / "front.svg"

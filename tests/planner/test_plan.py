@@ -17,7 +17,7 @@ from edgesparse.compression import compress
 from edgesparse.errors import BudgetExceeded, RecipeError, UnknownName
 from edgesparse.model import TensorKind
 from edgesparse.pattern import Pattern
-from edgesparse.planner import Plan, plan
+from edgesparse.planner import Plan, plan, with_patterns
 from edgesparse.recipe import ADJUSTABLE, Recipe, Rule
 from edgesparse.runtime.modules import build_decoded, build_packed
 
@@ -277,6 +277,48 @@ class TestBudget:
     def test_a_hopeless_peak_is_refused(self, words):
         with pytest.raises(BudgetExceeded, match=r"peak 30\.00 kB, smallest reachable"):
             plan(words, budget=Budget(file="10MB", peak="30kB"))
+
+
+class TestOpenPatterns:
+    HALF = Recipe((magnitude(bits=4, pattern=Pattern(sparsity=0.5)),))
+
+    @staticmethod
+    def shapes(made):
+        return {str(e.rule.pattern) for e in made.tensors if e.spec is not None}
+
+    def test_a_smaller_shape_of_the_same_sparsity_meets_a_budget_that_the_asked_one_cannot(
+        self, words
+    ):
+        asked = plan(words, self.HALF, target="executorch")
+        budget = Budget(file=int(asked.file_nbytes * 0.97))
+        with pytest.raises(BudgetExceeded):
+            plan(words, self.HALF, budget=budget, target="executorch")
+        made = plan(words, with_patterns(self.HALF), budget=budget, target="executorch")
+        assert made.file_nbytes <= budget.file
+        assert self.shapes(made) > {"unstructured"}
+        assert {e.spec.pattern.sparsity for e in made.tensors if e.spec} == {0.5}
+
+    @pytest.mark.parametrize("file", ["120kB", "160kB", "220kB"])
+    def test_more_to_choose_from_never_loses_more(self, words, file):
+        closed, opened = (
+            plan(words, recipe, budget=Budget(file=file), target="coreml")
+            for recipe in (None, with_patterns(None))
+        )
+        assert opened.loss <= closed.loss + 1e-3
+
+    def test_nobody_who_did_not_open_it_gets_another_shape(self, words):
+        made = plan(words, budget=Budget(file="120kB"), target="coreml")
+        assert self.shapes(made) == {"unstructured"}
+
+    def test_what_was_opened_compresses_and_runs(self, words):
+        asked = plan(words, self.HALF, target="executorch")
+        budget = Budget(file=int(asked.file_nbytes * 0.97))
+        made = plan(words, with_patterns(self.HALF), budget=budget, target="executorch")
+        compressed = compress(words, made)
+        tokens = torch.arange(9)[None]
+        assert torch.allclose(
+            build_packed(compressed)(tokens), build_decoded(compressed)(tokens), atol=1e-4
+        )
 
 
 class TestDenseAlternative:
