@@ -86,8 +86,9 @@ budget_option = click.option(
     help="What the model may cost: file=2.2MB, or file=2.2MB,peak=12MB.",
 )  # fmt: skip
 target_option = click.option(
-    "--target", metavar="NAME", help="Whose file the budget is for: coreml or executorch."
-)
+    "--target", metavar="NAME",
+    help="Whose file the budget is for: coreml, executorch or coreai.",
+)  # fmt: skip
 allow_option = click.option(
     "--allow", type=click.Choice(["structured", "patterns"]), multiple=True,
     help="structured: cut whole neurons, layers or experts out first, where that is cheaper. "

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from edgesparse.verdict import Artifact
 
 
-@click.command(short_help="Write a Core ML or ExecuTorch file.")
+@click.command(short_help="Write a Core ML, ExecuTorch or Core AI file.")
 @click.argument("model")
-@click.option("--target", metavar="NAME", help="coreml or executorch; else the ending of -o says.")
+@click.option(
+    "--target", metavar="NAME", help="coreml, executorch or coreai; else the ending of -o says."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE")
 @budget_option
 @force_option

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from edgesparse.cli import VERBS, main
 from edgesparse.cli._group import VerbGroup
 from edgesparse.errors import BudgetExceeded, EdgesparseError, SourceError, UsageError
+from edgesparse.exporters import EXPORTERS
 
 
 def run(*arguments: str) -> Result:
@@ -59,6 +60,12 @@ def test_every_command_has_help_json_and_debug(words: tuple[str, ...]) -> None:
     assert result.exit_code == 0
     for option in ("--json", "--quiet", "--debug"):
         assert option in result.output
+
+
+@pytest.mark.parametrize("verb", ["plan", "compress", "search", "export"])
+def test_the_help_of_target_names_every_exporter(verb: str) -> None:
+    said = run(verb, "--help").output
+    assert all(name in said for name in EXPORTERS)
 
 
 @pytest.mark.parametrize(
