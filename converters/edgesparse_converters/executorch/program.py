@@ -3,7 +3,8 @@
 A ``.pte`` is a flatbuffer (methods, tensors, instructions) followed by aligned segments::
 
     0   root offset, identifier "ET12"
-    8   "eh00", header length, flatbuffer size, offset of the first segment, bytes of segments
+    8   "eh00", header length, flatbuffer size, offset of the first segment, bytes of segments;
+        none of this where no segment has any bytes
     …   flatbuffer
     …   segments: constants of the kernels, data by name for the delegates, delegate graphs
 
@@ -186,23 +187,27 @@ def read_program(path: Path) -> Program:
     except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read as a .pte: {error}") from None
     flatbuffer_nbytes, segment_base = check_header(path, data)
-    flatbuffer = bytes(data[:flatbuffer_nbytes])
+    schema = _parse(path, bytes(data[:flatbuffer_nbytes]))
+    if segment_base is None and any(segment["size"] for segment in schema["segments"]):
+        raise _damaged(path, "the extended header is missing")
     return Program(
         path=path,
         data=data,
         flatbuffer_nbytes=flatbuffer_nbytes,
-        segment_base=segment_base,
-        schema=_parse(path, flatbuffer),
+        segment_base=segment_base or 0,
+        schema=schema,
     )
 
 
-def check_header(path: Path, data: memoryview) -> tuple[int, int]:
-    """Return (bytes of the flatbuffer, offset of the first segment).
+def check_header(path: Path, data: memoryview) -> tuple[int, int | None]:
+    """Return (bytes of the flatbuffer, offset of the first segment or None without a header).
 
-    The runtime aborts the process on an identifier that is not text, so this comes before it.
+    A program whose weights are all apart, and that has no delegate, has no bytes in its segments
+    and then no extended header. The runtime aborts the process on an identifier that is not text,
+    so this comes before it.
 
     Raises:
-        SourceError: Not a ``.pte``, an older one without segments, or a cut one.
+        SourceError: Not a ``.pte``, or a cut one.
     """
     if len(data) < _HEADER.size + 8:
         raise _damaged(path, f"{len(data)} bytes are too few for a header")
@@ -212,7 +217,7 @@ def check_header(path: Path, data: memoryview) -> tuple[int, int]:
             f"{path}: not a .pte: its identifier is {bytes(identifier)!r}, expected {IDENTIFIER!r}"
         )
     if magic != b"eh00":
-        raise _damaged(path, "the extended header is missing")
+        return len(data), None
     if not _HEADER.size < size <= len(data) or (segments and base + segments > len(data)):
         raise _damaged(
             path, f"its header promises {max(size, base + segments)} bytes, it has {len(data)}"

@@ -13,10 +13,11 @@ from edgesparse_converters.executorch.apart import read_tensors
 from edgesparse_converters.executorch.footprint import measure_peak
 from edgesparse_converters.executorch.memory import memory_of
 from edgesparse_converters.executorch.program import read_program
+from edgesparse_converters.executorch.readback import read_weights
 from torch import Tensor, nn
 
 import edgesparse as es
-from edgesparse.errors import OutputExists, SourceError, Unsupported
+from edgesparse.errors import OutputExists, SourceError, Unsupported, UsageError
 from edgesparse.exporting import Artifact, inspect, run
 from edgesparse.model import CompressedModel
 
@@ -126,7 +127,21 @@ def test_damaged_tensor_files_end_in_an_error(
             es.validate(path, small)
 
 
+def test_weights_of_another_program_are_missed_by_name(
+    written: Artifact, tmp_path: Path, compress: Compress
+) -> None:
+    other = compress(Single(), {"x": torch.ones(1, 64)}, only__weight={"sparsity": 0.5})
+    strange = es.export(other, path=tmp_path / "other.pte", apart=True)
+    assert read_program(strange.path).flatbuffer_nbytes == strange.path.stat().st_size
+    assert es.validate(strange, other, calls=1).ok  # though it has neither segment nor header
+    path = copied(written, tmp_path, weights=strange.path.with_suffix(".ptd").read_bytes())
+    with pytest.raises(SourceError, match=r"has no tensor"):
+        list(read_weights(read_program(path), "forward"))
+
+
 def test_what_it_cannot_be_with(small: CompressedModel, compress: Compress, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no place for weights apart"):
+        es.export(small, path=tmp_path / "x.pte", apart=True, cases=1)
     (tmp_path / "x.ptd").write_text("mine")
     with pytest.raises(OutputExists, match=r"x\.ptd exists"):
         es.export(small, path=tmp_path / "x.pte", apart=True)

@@ -25,7 +25,7 @@ def damaged(tmp_path: Path, data: bytes) -> Path:
         (b"ET12", "too few"),
         (os.urandom(4096), "identifier"),
         (b"PK\3\4" * 50, "identifier"),
-        (b"\0\0\0\0ET12" + b"\0" * 100, "extended header is missing"),
+        (b"\0\0\0\0ET12" + b"\0" * 100, "flatbuffer"),
         (b"\0\0\0\0ET12eh00" + b"\xff" * 100, "header promises"),
     ],
 )
@@ -50,6 +50,13 @@ def test_a_flatbuffer_of_noise(tmp_path: Path, classics_packed: Artifact) -> Non
     data = bytearray(classics_packed.path.read_bytes())
     data[64:20_000] = os.urandom(20_000 - 64)
     with pytest.raises(SourceError, match="flatbuffer"):
+        read_program(damaged(tmp_path, bytes(data)))
+
+
+def test_segments_without_their_header(tmp_path: Path, classics_packed: Artifact) -> None:
+    data = bytearray(classics_packed.path.read_bytes())
+    data[8:12] = b"eh99"
+    with pytest.raises(SourceError, match="extended header is missing"):
         read_program(damaged(tmp_path, bytes(data)))
 
 
