@@ -1,4 +1,4 @@
-"""A bundled program: what ExecuTorch makes of it, and what damage does."""
+"""A bundled program: what ExecuTorch's tools read in it, what damage does, what validate finds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edgesparse_converters.executorch.bundled import read_bundled
+from edgesparse_converters.executorch.bundled import Case, read_bundled, write_bundled
 from torch import Tensor, nn
 
 import edgesparse as es
-from edgesparse.errors import SourceError
+from edgesparse.errors import OutputExists, SourceError, UsageError
 from edgesparse.exporting import Artifact
 from edgesparse.model import CompressedModel
 
@@ -67,6 +67,53 @@ def test_executorch_itself_finds_the_outputs_right(written: Artifact) -> None:
     command = [sys.executable, "-c", EXECUTORCH_CHECKS, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_validate_runs_the_cases(small: CompressedModel, written: Artifact, tmp_path: Path) -> None:
+    verdict = es.validate(written, small, calls=1)
+    assert verdict.ok, verdict
+    assert "output of 3 bundled cases" in {check.name for check in verdict.outputs}
+
+    path = tmp_path / "layers.pte"
+    path.write_bytes(written.path.read_bytes())
+    (case, *_) = read_bundled(written.path.with_suffix(".bpte")).cases["forward"]
+    wrong = Case(inputs=case.inputs, outputs=(case.outputs[0] * np.float32(1.01),))
+    write_bundled(path.with_suffix(".bpte"), path, "forward", [wrong])
+    assert [c.name for c in es.validate(path, small, calls=1).outputs if not c.ok][:1] == [
+        "output of 1 bundled cases"
+    ]
+
+    path.with_suffix(".bpte").write_bytes(written.path.with_suffix(".bpte").read_bytes())
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(SourceError, match=r"holds another program than layers\.pte"):
+        es.validate(path, small, calls=1)
+
+
+def test_every_type_and_shape_is_read_as_it_was_written(tmp_path: Path) -> None:
+    program = tmp_path / "x.pte"
+    program.write_bytes(b"not looked at" * 100)
+    arrays = tuple(
+        np.arange(12).reshape(shape).astype(dtype)
+        for dtype in ("u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "?")
+        for shape in ((12,), (3, 4), (1, 2, 6))
+    )
+    write_bundled(tmp_path / "x.bpte", program, "step", [Case(inputs=arrays, outputs=arrays[:2])])
+    bundled = read_bundled(tmp_path / "x.bpte")
+    assert bundled.program == program.read_bytes()
+    (case,) = bundled.cases["step"]
+    for found, expected in zip(case.inputs, arrays, strict=True):
+        np.testing.assert_array_equal(found, expected, strict=True)
+    assert len(case.outputs) == 2
+
+
+def test_a_file_in_the_way_is_not_replaced(small: CompressedModel, tmp_path: Path) -> None:
+    (tmp_path / "x.bpte").write_text("mine")
+    with pytest.raises(OutputExists, match=r"x\.bpte exists"):
+        es.export(small, path=tmp_path / "x.pte", cases=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bpte"]
+    assert (tmp_path / "x.bpte").read_text() == "mine"
+    with pytest.raises(UsageError, match="cases -1"):
+        es.export(small, path=tmp_path / "y.pte", cases=-1)
 
 
 @pytest.mark.parametrize("data", [b"", b"BP08", b"\0" * 100, b"\0\0\0\0BP07" + b"\0" * 90])
