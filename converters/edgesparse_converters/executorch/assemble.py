@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from edgesparse.batchnorm import absorb
 from edgesparse.errors import Unsupported
 from edgesparse.packed import Codes, PackedTensor, matrix_shape
 from edgesparse.runtime.modules import build_decoded
@@ -67,6 +68,8 @@ def _build(
     hollow: Container[str] = frozenset(),
 ) -> nn.Module:
     module = build_decoded(compressed, hollow=hollow)
+    # What a folded norm still adds is a bias: no operator, and no delegate, for that alone.
+    absorb(module, compressed.captured)
     with torch.no_grad():
         for use in uses:
             owner = module.get_submodule(use.module)
@@ -77,11 +80,21 @@ def _build(
     return module
 
 
+_SIZES = (
+    "in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx", "in_channels",
+    "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
+)  # fmt: skip
+
+
 def _keep_sizes(owner: nn.Module, new: nn.Module) -> None:
-    """Copy the numbers that models read from their layers."""
-    for name in ("in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx"):
+    """Copy the numbers that models read from their layers, such as those that pad by themselves."""
+    for name in _SIZES:
         if hasattr(owner, name):
             setattr(new, name, getattr(owner, name))
+    weight = getattr(owner, "weight", None)
+    if isinstance(weight, Tensor) and not hasattr(new, "weight"):
+        # Models look up its type, shape and device; what would compute with it becomes NaN.
+        new.weight = torch.full((), torch.nan).expand(weight.shape)
 
 
 def _set_submodule(module: nn.Module, name: str, new: nn.Module) -> None:

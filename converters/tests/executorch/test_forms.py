@@ -11,12 +11,16 @@ import torch
 from edgesparse_converters.executorch.assemble import xnnpack_weight
 from edgesparse_converters.executorch.embedding import pack_nibbles
 from edgesparse_converters.executorch.lowering import Form, plan_uses
+from edgesparse_converters.executorch.program import read_program
 from torch import Tensor, nn
 
+import edgesparse as es
 from edgesparse.errors import Unsupported, UsageError
 from edgesparse.exporting import export, validate
 from edgesparse.model import CompressedModel
 from edgesparse.packed import Codes
+from edgesparse.pattern import Pattern
+from edgesparse.recipe import Rule
 
 Compress = Callable[..., CompressedModel]
 
@@ -142,3 +146,41 @@ def test_a_scale_that_xnnpack_would_round_is_refused() -> None:
 def test_nibbles_by_hand() -> None:
     """Even column high: -8 is 0, 7 is 15, 0 is 8, 1 is 9."""
     assert pack_nibbles(torch.tensor([[-8, 7, 0, 1]], dtype=torch.int8)).tolist() == [[15, 137]]
+
+
+class Normed(nn.Module):
+    """A convolution that XNNPACK runs in float32 and one of ours, each before a batch norm.
+
+    It pads by the sizes it finds at its layers and casts to their type, as models of libraries do.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.wide_norm = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16)
+        self.narrow, self.narrow_norm = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+        for norm in (self.wide_norm, self.narrow_norm):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        seen = self.wide_norm(self.wide(image)).relu()
+        around = (self.narrow.kernel_size[0] - self.narrow.stride[0]) // 2
+        padded = nn.functional.pad(seen, [around] * 4).to(self.narrow.weight.dtype)
+        return self.narrow_norm(self.narrow(padded))
+
+
+def test_a_folded_norm_is_no_operator_and_changes_no_weight(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    captured = es.load(Normed().eval(), example_inputs={"image": torch.randn(1, 3, 8, 8)})
+    half = Pattern(sparsity=0.5)
+    rule = Rule(pattern=half, method="magnitude", bits=4, group_size=32, quantizer="rtn")
+    small = es.compress(captured, es.plan(captured, es.Recipe((rule,))))
+    artifact = export(small, "executorch", tmp_path / "normed.pte")
+    assert not [name for name in read_program(artifact.path).operators if "norm" in name]
+    verdict = validate(artifact, small, calls=2)
+    assert {layer.name: layer.lowering for layer in verdict.layers} == {
+        "wide.weight": "float32",
+        "narrow.weight": "edgesparse packed",
+    }
+    assert verdict.ok, verdict
