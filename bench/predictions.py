@@ -37,7 +37,12 @@ def encoder() -> tuple[nn.Module, dict[str, Any]]:
         hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536,
         vocab_size=8192, max_position_embeddings=128,
     )  # fmt: skip
-    return BertModel(config, add_pooling_layer=False).eval(), {"input_ids": torch.arange(64)[None]}
+    model = BertModel(config, add_pooling_layer=False).eval()
+    with torch.no_grad():  # as in a trained model; of equal constants a file would keep one
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model, {"input_ids": torch.arange(64)[None]}
 
 
 def network() -> tuple[nn.Module, dict[str, Any]]:
