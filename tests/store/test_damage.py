@@ -124,8 +124,8 @@ def test_file_names_cannot_leave_the_directory(pack: Path, small: CapturedModel,
 
 
 def test_a_newer_format_says_what_reads_it(pack: Path) -> None:
-    edit(pack, lambda manifest: manifest.update(format_version=2, readable_by="0.7.0"))
-    with pytest.raises(FormatError, match=r"format 2, .* needs edgesparse '0\.7\.0' or newer"):
+    edit(pack, lambda manifest: manifest.update(format_version=3, readable_by="0.7.0"))
+    with pytest.raises(FormatError, match=r"format 3, .* needs edgesparse '0\.7\.0' or newer"):
         load(pack)
 
 
