@@ -9,7 +9,8 @@ are updated once with a matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from edgesparse.calibrate.factor import Factor
 from edgesparse.pattern import Pattern
 from edgesparse.prune.masks import keep_highest
+from edgesparse.prune.recorded import run
 from edgesparse.quantize.grid import Grid
 
 _WIDTH = 128
@@ -64,37 +66,60 @@ def sweep(
     V, U, K = weight.T.clone(memory_format=torch.contiguous_format), factor.upper, weight.shape[1]
     keep = torch.ones_like(V, dtype=torch.bool) if keep_mask is None else keep_mask.T.contiguous()
     found: list[Tensor] = [] if steps is None else list(steps.unbind(1))
-    width = _block_width(pattern)
+    groups = group_of or ([] if grid is None else [c // grid.group_size for c in range(K)])
+    searched = None if grid is None or steps is not None else grid.group_size
+    of = None if pattern is None else pattern.of
+    width, errors = _block_width(pattern), torch.empty_like(V)
     for start in range(0, K, width):
         stop = min(K, start + width)
-        part = slice(start, stop)
-        if pattern is not None:
-            keep[part] = keep_highest(_scores(V, factor, part), pattern).T
-        block, Ub = V[part], U[part, part]
-        errors, pivots = torch.empty_like(block), Ub.diagonal().unbind()
-        for j in range(stop - start):
-            column = start + j
-            if pattern is not None and pattern.of and column % pattern.of == 0:
-                group = slice(column, min(column + pattern.of, stop))
+        if pattern is not None and (searched or not of):  # of N:M a guess, to search scales by
+            keep[start:stop] = keep_highest(_scores(V, factor, slice(start, stop)), pattern).T
+        for first, last in _runs(start, stop, of, searched):
+            if pattern is not None and of and first % of == 0:
+                group = slice(first, min(first + of, stop))
                 keep[group] = keep_highest(_scores(V, factor, group), pattern).T
-            if grid is not None and steps is None and column % grid.group_size == 0:
-                group = slice(column, min(column + grid.group_size, K))
+            if grid is not None and searched and first % searched == 0:
+                group = slice(first, min(first + searched, K))
                 found.append(grid.search_group((V[group] * keep[group]).T.contiguous()))
-            w = block[j]
-            q = w
-            if grid is not None:
-                group_index = group_of[column] if group_of else column // grid.group_size
-                q = grid.nearest(w, found[group_index])
-            q = q * keep[column]
-            error = torch.div(w - q, pivots[j], out=errors[j])
-            block[j + 1 :].addr_(Ub[j, j + 1 :], error, alpha=-1)
-            w.copy_(q)
-        V[stop:].addmm_(U[part, stop:].T, errors, alpha=-1)
+            part = slice(first, last)
+            changed, read = (V[part], errors[part]), (U[part, part], keep[part])
+            if grid is None:
+                run(_remove, changed, read)
+            else:
+                by_column = torch.stack([found[g] for g in groups[part]])
+                run(_round, changed, (*read, by_column), grid)
+            V[last:stop].addmm_(U[part, last:stop].T, errors[part], alpha=-1)
+        V[stop:].addmm_(U[start:stop, stop:].T, errors[start:stop], alpha=-1)
     return Swept(
         weight=V.T.contiguous(),
         keep_mask=keep.T.contiguous(),
         steps=torch.stack(found, 1) if found else None,
     )
+
+
+def _runs(start: int, stop: int, *units: int | None) -> Iterator[tuple[int, int]]:
+    """Yield the columns between which no multiple of any unit lies, as (first, last + 1)."""
+    inner = {c for unit in units if unit for c in range(-(-start // unit) * unit, stop, unit)}
+    yield from itertools.pairwise(sorted({start, *inner, stop}))
+
+
+def _remove(W: Tensor, errors: Tensor, U: Tensor, keep: Tensor) -> None:
+    """Remove what is not kept of a run of columns, W [C, N]; the columns after take it up."""
+    shares = ~keep / U.diagonal()[:, None]
+    for j in range(len(W)):
+        error = torch.mul(W[j], shares[j], out=errors[j])
+        W[j + 1 :].addr_(U[j, j + 1 :], error, alpha=-1)
+    W.mul_(keep)
+
+
+def _round(W: Tensor, errors: Tensor, U: Tensor, keep: Tensor, steps: Tensor, grid: Grid) -> None:
+    """Likewise, and round what is kept to the grid; steps [C, N, ...]."""
+    pivots = U.diagonal().unbind()
+    for j in range(len(W)):
+        q = grid.nearest(W[j], steps[j]) * keep[j]
+        error = torch.div(W[j] - q, pivots[j], out=errors[j])
+        W[j + 1 :].addr_(U[j, j + 1 :], error, alpha=-1)
+        W[j].copy_(q)
 
 
 def _scores(V: Tensor, factor: Factor, part: slice) -> Tensor:

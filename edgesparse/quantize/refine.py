@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgesparse.prune.recorded import run
 from edgesparse.quantize.grid import Grid
 from edgesparse.quantize.table import TableGrid
 
@@ -125,20 +126,26 @@ def _cost(entries: Tensor, A: Tensor, b: Tensor) -> Tensor:
 def _descend(
     values: Tensor, steps: Tensor, G: Tensor, H: Tensor, grid: Grid, keep_mask: Tensor | None
 ) -> None:
-    """Move every value to its best in turn; ``values`` and ``G`` in place."""
-    diagonal = H.diagonal()
-    for start in range(0, values.shape[1], _WIDTH):
-        part = slice(start, start + _WIDTH)
-        block, Hb = G[:, part], H[part, part]
-        before = values[:, part].clone()
-        for j in range(block.shape[1]):
-            column = start + j
-            wanted = values[:, column] - block[:, j] / diagonal[column]
-            value = grid.nearest(wanted, steps[:, column // grid.group_size])
-            if keep_mask is not None:
-                value = value * keep_mask[:, column]
-            block[:, j:].addr_(value - values[:, column], Hb[j, j:])
-            values[:, column] = value
-        moved = values[:, part] - before
-        G[:, :start].addmm_(moved, H[part, :start])
-        G[:, part.stop :].addmm_(moved, H[part, part.stop :])
+    """Move every value to its best in turn; ``values`` in place."""
+    # Columns as rows: what one step reads and writes lies together in memory.
+    V, G, columns = values.T.contiguous(), G.T.contiguous(), values.shape[1]
+    keep = torch.ones_like(V, dtype=torch.bool) if keep_mask is None else keep_mask.T.contiguous()
+    for start in range(0, columns, _WIDTH):
+        stop = min(columns, start + _WIDTH)
+        part = slice(start, stop)
+        before = V[part].clone()
+        by_column = torch.stack([steps[:, c // grid.group_size] for c in range(start, stop)])
+        run(_settle, (V[part], G[part]), (H[part, part], keep[part], by_column), grid)
+        moved = V[part] - before
+        G[:start].addmm_(H[:start, part], moved)
+        G[stop:].addmm_(H[stop:, part], moved)
+    values.copy_(V.T)
+
+
+def _settle(V: Tensor, G: Tensor, H: Tensor, keep: Tensor, steps: Tensor, grid: Grid) -> None:
+    """Move the values of a run of columns [C, N] to their best in turn, steps [C, N, ...]."""
+    diagonal = H.diagonal().unbind()
+    for j in range(len(V)):
+        value = grid.nearest(V[j] - G[j] / diagonal[j], steps[j]) * keep[j]
+        G[j:].addr_(H[j, j:], value - V[j])
+        V[j].copy_(value)

@@ -55,7 +55,9 @@ def test_masks_and_errors_are_those_of_the_cpu(
     assert sum(there.errors.values()) == pytest.approx(sum(here.errors.values()), rel=0.01)
     for name, packed in here.packed.items():
         ours, theirs = packed.codes.keep_mask, there.packed[name].codes.keep_mask
-        assert ours.sum() == theirs.sum()
+        # As many stay, but for codes that rounding made zero: they leave where that saves bytes.
+        dropped = here.metadata["dropped_zero_codes"]
+        assert abs(int(ours.sum()) - int(theirs.sum())) <= (ours.size // 100 if dropped else 0)
         # Sums in another order move scores a little, and what is close changes sides. Behind the
         # first layers inputs differ too, and weights that nothing trained agree on little.
         if name in FIRST:
