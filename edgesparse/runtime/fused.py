@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from edgesparse_kernels import _isa, _jit, attention, decoder, tiles
 from edgesparse_kernels.activations import Activations
+from edgesparse_kernels.gather import room_nbytes
 from edgesparse_kernels.matmul import embedding
 from edgesparse_kernels.matrix import PackedMatrix
 from edgesparse_kernels.structured import StructuredMatrix
@@ -155,6 +156,7 @@ class FusedStep:
             **{name: np.zeros(size, np.float32) for name, size in sizes.items()},
             chosen=np.zeros((2, met), np.int64),
             rows=np.zeros(at_once, np.int64),
+            packed=np.empty((threads, room_nbytes(quads, groups, planes)), np.int8),
             scratch=scratch,
         )
 

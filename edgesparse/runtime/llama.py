@@ -22,7 +22,7 @@ from edgesparse.capture.experts import is_unstacked
 from edgesparse.formats.operand import open_matrix
 
 Floats = NDArray[np.float32]
-Held = list[PackedMatrix | Floats]
+Held = list[PackedMatrix | StructuredMatrix | Floats]
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _UNITS = ("gate_proj", "up_proj", "down_proj")
@@ -116,18 +116,22 @@ def _units(layer: Any) -> list[str]:
     return [f"mlp.experts.{leaf}.{i}" for leaf in _EXPERTS for i in range(count)]
 
 
-def open_packed(layer: nn.Module) -> PackedMatrix:
+def open_packed(layer: nn.Module) -> PackedMatrix | StructuredMatrix:
     """Return the packed weight of a layer as the vector kernels take it, checked.
 
-    A structured mask is held as dense: the gathers are not part of the step.
+    A structured mask that they cannot gather from is held as dense.
     """
     payload: Any = layer._modules["weight_payload"]
     matrix = open_matrix(payload.packed)
-    return as_dense(matrix) if isinstance(matrix, StructuredMatrix) else matrix
+    if isinstance(matrix, StructuredMatrix) and not dispatch.can_gather(matrix):
+        return as_dense(matrix)
+    return matrix
 
 
-def _vectors(matrix: PackedMatrix) -> bool:
-    return matrix.is_symmetric and has_octets(matrix) and supports(matrix, Activations.INT16)
+def _vectors(matrix: PackedMatrix | StructuredMatrix) -> bool:
+    if not supports(matrix, Activations.INT16):
+        return False
+    return isinstance(matrix, StructuredMatrix) or (matrix.is_symmetric and has_octets(matrix))
 
 
 def shape_of(module: nn.Module, capacity: int, *, byte_cache: bool) -> attention.Shape:
@@ -193,8 +197,11 @@ def _numbers(layer: Any, held: Held) -> list[int]:
     if "weight_payload" in layer._modules:
         matrix = open_packed(layer)
         held.append(matrix)
-        numbers = [0] * decoder.FIELDS
-        numbers[:13] = dispatch.operand(matrix)
+        if isinstance(matrix, StructuredMatrix):
+            numbers = decoder.structured_numbers(dispatch.gather_operand(matrix))
+        else:
+            numbers = [0] * decoder.FIELDS
+            numbers[:13] = dispatch.operand(matrix)
     else:
         numbers = _float_numbers(layer.weight, held)
     if getattr(layer, "bias", None) is not None:

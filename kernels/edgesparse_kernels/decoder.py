@@ -27,15 +27,17 @@ from edgesparse_kernels._simd import (
     subtract_f,
 )
 from edgesparse_kernels.attention import mix, normalize
+from edgesparse_kernels.gather import GatherOperand, gather_tiles
 from edgesparse_kernels.mixture import add_shares, float_rows, route
 from edgesparse_kernels.tiled import one_row
 from edgesparse_kernels.tiles import Operand, Scratch, quantize
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
-FIELDS = 16
-"""Numbers of a matrix: those of an Operand, then float32 weights, then a bias (addresses or 0)."""
-FLOATS_AT, BIAS_AT = 13, 14
+FIELDS = 19
+"""Numbers of a matrix: those of an Operand; addresses, or 0, of float32 weights and of a bias; for
+a structured mask 1 + its layout, n of 64, addresses of places and of what is kept, else 0."""
+FLOATS_AT, BIAS_AT, LAYOUT_AT, OF_64_AT, PLACES_AT, KEPT_AT = 13, 14, 15, 16, 17, 18
 
 
 class Weights(NamedTuple):
@@ -63,7 +65,7 @@ class Room(NamedTuple):
     normed [hidden], projected [(heads + 2 kv_heads) head_dim], attended [heads * head_dim], scores
     [capacity]; for ``met`` experts of a token added [met * hidden], gated [met * 2 inner], shares
     [met]; routed [experts rounded up to 16]; chosen int64 [2, met] matrices, rows int64 [max(3,
-    met)] of the scratch.
+    met)] of the scratch; packed int8 [threads, ``gather.room_nbytes``].
     """
 
     normed: NDArray[np.float32]
@@ -76,6 +78,7 @@ class Room(NamedTuple):
     shares: NDArray[np.float32]
     chosen: NDArray[np.int64]
     rows: NDArray[np.int64]
+    packed: NDArray[np.int8]
     scratch: Scratch
 
 
@@ -89,6 +92,25 @@ def _operand(numbers):
 
 
 @jit
+def _structured(numbers):
+    """Return the numbers of a matrix with a structured mask by name."""
+    return GatherOperand(
+        numbers[LAYOUT_AT] - 1, numbers[0], numbers[1], numbers[3], numbers[4], numbers[5],
+        numbers[OF_64_AT], numbers[PLACES_AT], numbers[KEPT_AT], numbers[8], numbers[9],
+        numbers[12],
+    )  # fmt: skip
+
+
+def structured_numbers(m: GatherOperand) -> list[int]:
+    """Return what the table holds of a matrix with a structured mask: ``_structured`` reads it."""
+    numbers = [0] * FIELDS
+    numbers[:6] = m.rows, m.columns, 4, m.group_size, m.groups, m.quads
+    numbers[8], numbers[9], numbers[12] = m.codes, m.offsets, m.scales
+    numbers[LAYOUT_AT:] = 1 + m.layout, m.of_64, m.places, m.kept
+    return numbers
+
+
+@jit
 def _from_row(scratch, row):
     """Return the room of a call whose first row of digits is ``row``."""
     return Scratch(
@@ -98,31 +120,36 @@ def _from_row(scratch, row):
 
 
 @inlined
-def _share(isa, matrices, chosen, planes, x, apart, out, rows, scratch, thread, threads):
+def _share(isa, matrices, chosen, planes, x, apart, out, room, thread, threads):
     """Compute a thread's rows of the chosen products; results follow each other at ``out``."""
     for i in range(len(chosen)):
-        m = _operand(matrices[chosen[i]])
+        numbers = matrices[chosen[i]]
+        m = _operand(numbers)
         tiles = (m.rows + 15) // 16
         begin, end = tiles * thread // threads, tiles * (thread + 1) // threads
-        floats, bias = matrices[chosen[i], FLOATS_AT], matrices[chosen[i], BIAS_AT]
-        if floats:
+        mine = _from_row(room.scratch, room.rows[i])
+        digits = np.int64(mine.digits.ctypes.data)
+        if numbers[FLOATS_AT]:
             last = min(16 * end, m.rows)
-            float_rows(floats, m.columns, x + apart * i, out, 16 * begin, last)
+            float_rows(numbers[FLOATS_AT], m.columns, x + apart * i, out, 16 * begin, last)
+        elif numbers[LAYOUT_AT]:
+            at, g = np.int64(room.packed[thread].ctypes.data), _structured(numbers)
+            gather_tiles(isa, g, planes, digits, mine.scales[0], at, out, begin, end)
         else:
-            mine = _from_row(scratch, rows[i])
-            digits = np.int64(mine.digits.ctypes.data)
             one_row(isa, m, planes, digits, mine, thread, out, begin, end)
+        bias = numbers[BIAS_AT]
         if bias:
             for row in range(16 * begin, min(16 * end, m.rows)):
                 store_float(out + 4 * row, load_float(out + 4 * row) + load_float(bias + 4 * row))
         out += 4 * m.rows
 
 
-def _products(isa, matrices, chosen, planes, x, apart, out, rows, scratch, threads):
+def _products(isa, matrices, chosen, planes, x, apart, out, room, threads):
     """Multiply the matrices ``chosen`` by activations that lie ``apart`` bytes from each other.
 
     If that is 0 they are the same, and digits are made once for equal groups.
     """
+    rows, scratch = room.rows, room.scratch
     for i in range(len(chosen)):
         m = _operand(matrices[chosen[i]])
         rows[i] = i
@@ -132,7 +159,7 @@ def _products(isa, matrices, chosen, planes, x, apart, out, rows, scratch, threa
             at = x + apart * i
             quantize(m, planes, at, scratch.digits[i], scratch.scales[i], scratch.sums[i])
     for thread in prange(threads):
-        _share(isa, matrices, chosen, planes, x, apart, out, rows, scratch, thread, threads)
+        _share(isa, matrices, chosen, planes, x, apart, out, room, thread, threads)
 
 
 products, products_parallel = serial_and_parallel(_products)
@@ -164,18 +191,17 @@ def _step(isa, shape, weights, cache, planes, threads, position, room, x, logits
     normed, projected = np.int64(room.normed.ctypes.data), np.int64(room.projected.ctypes.data)
     attended, gated = np.int64(room.attended.ctypes.data), np.int64(room.gated.ctypes.data)
     scores, table, order = np.int64(room.scores.ctypes.data), weights.matrices, weights.order
-    rows, scratch = room.rows, room.scratch
     for layer in range(shape.layers):
         own = weights.layers[layer]
         first, inner, experts, met = own[0], own[1], own[2], own[3]
         norm = np.int64(weights.norms[2 * layer].ctypes.data)
         normalize(x_at, hidden, norm, epsilon, normed)
         some = order[first : first + 3]
-        products(isa, table, some, planes, normed, 0, projected, rows, scratch, threads)
+        products(isa, table, some, planes, normed, 0, projected, room, threads)
         turns = np.int64(weights.rotary[position].ctypes.data)
         mix(shape, turns, weights.head_norms, cache, layer, position, projected, attended, scores)
         some = order[first + 3 : first + 4]
-        products(isa, table, some, planes, attended, 0, added, rows, scratch, threads)
+        products(isa, table, some, planes, attended, 0, added, room, threads)
         _add(x_at, added, hidden)
         norm = np.int64(weights.norms[2 * layer + 1].ctypes.data)
         normalize(x_at, hidden, norm, epsilon, normed)
@@ -184,10 +210,10 @@ def _step(isa, shape, weights, cache, planes, threads, position, room, x, logits
             up, down = room.chosen[0, :met], room.chosen[1, :met]
         else:
             up, down = order[first + 4 : first + 6], order[first + 6 : first + 7]
-        products(isa, table, up, planes, normed, 0, gated, rows, scratch, threads)
+        products(isa, table, up, planes, normed, 0, gated, room, threads)
         for i in range(met):
             _gate(gated + 8 * inner * i, inner)
-        products(isa, table, down, planes, gated, 8 * inner, added, rows, scratch, threads)
+        products(isa, table, down, planes, gated, 8 * inner, added, room, threads)
         if experts:
             add_shares(x_at, added, room.shares, met, hidden)
         else:
@@ -196,7 +222,7 @@ def _step(isa, shape, weights, cache, planes, threads, position, room, x, logits
         norm = np.int64(weights.norms[2 * shape.layers].ctypes.data)
         normalize(x_at, hidden, norm, epsilon, normed)
         out, head = np.int64(logits.ctypes.data), order[len(order) - 1 :]
-        products(isa, table, head, planes, normed, 0, out, rows, scratch, threads)
+        products(isa, table, head, planes, normed, 0, out, room, threads)
 
 
 step, step_parallel = twice(_step, "products", products_parallel)

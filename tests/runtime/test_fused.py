@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edgesparse_kernels import _isa
 from edgesparse_kernels.activations import Activations
+from edgesparse_kernels.matrix import PackedMatrix
+from edgesparse_kernels.structured import StructuredMatrix
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -155,20 +158,51 @@ def test_only_routed_experts_are_computed(compress_random):
     assert_close(step(torch.tensor([[7]]))[None], expected[None], 2e-3)
 
 
-def test_a_structured_mask():
-    captured = small(LlamaForCausalLM, LlamaConfig)
-    rule = Rule(
-        kind="linear", bits=4, group_size=32, pattern=Pattern.parse("2:4"), method="magnitude",
-        quantizer="rtn",
+STRUCTURED = {
+    "nm4": Pattern.parse("2:4"),
+    "n64": Pattern.parse("16:64"),
+    "column16": Pattern.parse("16x1", sparsity=0.5),
+    "block16x8": Pattern.parse("16x8", sparsity=0.5),
+}
+
+
+@pytest.fixture(params=["generic", "avx2", "avx512"])
+def isa(request, monkeypatch):
+    if request.param not in {each.name for each in _isa.available()}:
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv("EDGESPARSE_ISA", request.param)
+    return request.param
+
+
+@pytest.mark.slow  # compiles the step once more for each set
+@pytest.mark.parametrize("kind", [Activations.INT8, Activations.INT16])
+def test_structured_masks(compress_random, same_arithmetic, isa, kind):
+    """All four layouts in one model, from their own bytes where the set has kernels for them."""
+    captured = small(LlamaForCausalLM, LlamaConfig, hidden_size=256, intermediate_size=320)
+    places = {"q_proj": "n64", "k_proj": "column16", "v_proj": "nm4", "o_proj": "block16x8",
+              "gate_proj": "column16", "up_proj": "nm4", "down_proj": "column16"}  # fmt: skip
+    recipe = Recipe(
+        tuple(
+            Rule(
+                name=f"*{leaf}*", bits=4, group_size=128, pattern=STRUCTURED[layout],
+                method="magnitude", quantizer="rtn",
+            )
+            for leaf, layout in places.items()
+        )
     )  # fmt: skip
-    compressed = edgesparse.compress(captured, edgesparse.plan(captured, Recipe((rule,))))
+    compressed = edgesparse.compress(captured, edgesparse.plan(captured, recipe))
     packed = {
-        name: FORMATS.get("nm4").pack(one.codes, pattern=rule.pattern)
+        name: FORMATS.get(places[name.split(".")[-2]]).pack(one.codes, pattern=one.spec.pattern)
         for name, one in compressed.packed.items()
     }
     module = build_packed(replace(compressed, packed=packed))
-    expected = read(_Step(module, captured), [1, 2, 3], ([4],))
-    assert_close(read(FusedStep(module, 16, FusedOptions()), [1, 2, 3], ([4],)), expected, 2e-3)
+    step = FusedStep(module, 16, FusedOptions(activations=kind))
+    held = {type(one) for one in step._held}
+    assert (StructuredMatrix in held) is (isa != "generic")
+    assert (PackedMatrix in held) is (isa == "generic")
+    same_arithmetic(kind)
+    expected = read(_Step(module, captured), [1], ([2], [3], [4]))
+    assert_close(read(step, [1], ([2], [3], [4])), expected, 1e-4)
 
 
 @pytest.mark.slow  # compiles the step once more
