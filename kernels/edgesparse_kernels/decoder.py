@@ -120,20 +120,20 @@ def _from_row(scratch, row):
 
 
 @inlined
-def _share(isa, matrices, chosen, planes, x, apart, out, room, thread, threads):
+def _share(isa, matrices, chosen, planes, x, apart, out, rows, packed, scratch, thread, threads):
     """Compute a thread's rows of the chosen products; results follow each other at ``out``."""
     for i in range(len(chosen)):
         numbers = matrices[chosen[i]]
         m = _operand(numbers)
         tiles = (m.rows + 15) // 16
         begin, end = tiles * thread // threads, tiles * (thread + 1) // threads
-        mine = _from_row(room.scratch, room.rows[i])
+        mine = _from_row(scratch, rows[i])
         digits = np.int64(mine.digits.ctypes.data)
         if numbers[FLOATS_AT]:
             last = min(16 * end, m.rows)
             float_rows(numbers[FLOATS_AT], m.columns, x + apart * i, out, 16 * begin, last)
         elif numbers[LAYOUT_AT]:
-            at, g = np.int64(room.packed[thread].ctypes.data), _structured(numbers)
+            at, g = np.int64(packed[thread].ctypes.data), _structured(numbers)
             gather_tiles(isa, g, planes, digits, mine.scales[0], at, out, begin, end)
         else:
             one_row(isa, m, planes, digits, mine, thread, out, begin, end)
@@ -144,12 +144,11 @@ def _share(isa, matrices, chosen, planes, x, apart, out, room, thread, threads):
         out += 4 * m.rows
 
 
-def _products(isa, matrices, chosen, planes, x, apart, out, room, threads):
+def _products(isa, matrices, chosen, planes, x, apart, out, rows, packed, scratch, threads):
     """Multiply the matrices ``chosen`` by activations that lie ``apart`` bytes from each other.
 
     If that is 0 they are the same, and digits are made once for equal groups.
     """
-    rows, scratch = room.rows, room.scratch
     for i in range(len(chosen)):
         m = _operand(matrices[chosen[i]])
         rows[i] = i
@@ -159,7 +158,7 @@ def _products(isa, matrices, chosen, planes, x, apart, out, room, threads):
             at = x + apart * i
             quantize(m, planes, at, scratch.digits[i], scratch.scales[i], scratch.sums[i])
     for thread in prange(threads):
-        _share(isa, matrices, chosen, planes, x, apart, out, room, thread, threads)
+        _share(isa, matrices, chosen, planes, x, apart, out, rows, packed, scratch, thread, threads)
 
 
 products, products_parallel = serial_and_parallel(_products)
@@ -191,17 +190,18 @@ def _step(isa, shape, weights, cache, planes, threads, position, room, x, logits
     normed, projected = np.int64(room.normed.ctypes.data), np.int64(room.projected.ctypes.data)
     attended, gated = np.int64(room.attended.ctypes.data), np.int64(room.gated.ctypes.data)
     scores, table, order = np.int64(room.scores.ctypes.data), weights.matrices, weights.order
+    work = room.rows, room.packed, room.scratch  # in parts: no tuple of tuples reaches threads
     for layer in range(shape.layers):
         own = weights.layers[layer]
         first, inner, experts, met = own[0], own[1], own[2], own[3]
         norm = np.int64(weights.norms[2 * layer].ctypes.data)
         normalize(x_at, hidden, norm, epsilon, normed)
         some = order[first : first + 3]
-        products(isa, table, some, planes, normed, 0, projected, room, threads)
+        products(isa, table, some, planes, normed, 0, projected, *work, threads)
         turns = np.int64(weights.rotary[position].ctypes.data)
         mix(shape, turns, weights.head_norms, cache, layer, position, projected, attended, scores)
         some = order[first + 3 : first + 4]
-        products(isa, table, some, planes, attended, 0, added, room, threads)
+        products(isa, table, some, planes, attended, 0, added, *work, threads)
         _add(x_at, added, hidden)
         norm = np.int64(weights.norms[2 * layer + 1].ctypes.data)
         normalize(x_at, hidden, norm, epsilon, normed)
@@ -210,10 +210,10 @@ def _step(isa, shape, weights, cache, planes, threads, position, room, x, logits
             up, down = room.chosen[0, :met], room.chosen[1, :met]
         else:
             up, down = order[first + 4 : first + 6], order[first + 6 : first + 7]
-        products(isa, table, up, planes, normed, 0, gated, room, threads)
+        products(isa, table, up, planes, normed, 0, gated, *work, threads)
         for i in range(met):
             _gate(gated + 8 * inner * i, inner)
-        products(isa, table, down, planes, gated, 8 * inner, added, room, threads)
+        products(isa, table, down, planes, gated, 8 * inner, added, *work, threads)
         if experts:
             add_shares(x_at, added, room.shares, met, hidden)
         else:
@@ -222,7 +222,7 @@ def _step(isa, shape, weights, cache, planes, threads, position, room, x, logits
         norm = np.int64(weights.norms[2 * shape.layers].ctypes.data)
         normalize(x_at, hidden, norm, epsilon, normed)
         out, head = np.int64(logits.ctypes.data), order[len(order) - 1 :]
-        products(isa, table, head, planes, normed, 0, out, room, threads)
+        products(isa, table, head, planes, normed, 0, out, *work, threads)
 
 
 step, step_parallel = twice(_step, "products", products_parallel)
