@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from edgesparse_kernels import _isa, _jit, attention, decoder, tiles
 from edgesparse_kernels.activations import Activations
+from edgesparse_kernels.gather import room_nbytes
 from edgesparse_kernels.matmul import embedding
 from edgesparse_kernels.matrix import PackedMatrix
 from edgesparse_kernels.structured import StructuredMatrix
@@ -127,32 +128,35 @@ class FusedStep:
 
     def _make_room(self) -> decoder.Room:
         shape, planes = self._shape, self._options.activations.planes
-        quads, groups = int(self._weights.matrices[:, 5].max()), self._weights.matrices[:, 4].max()
-        threads, attended = self._options.threads, shape.heads * shape.head_dim
+        matrices, layers = self._weights.matrices, self._weights.layers
+        quads, groups = int(matrices[:, 5].max()), int(matrices[:, 4].max())
+        inner, experts, met = (int(layers[:, i].max()) for i in (1, 2, 3))
+        threads, at_once = self._options.threads, max(3, met)
         scratch = tiles.Scratch(
-            digits=np.zeros((3, planes * 4 * quads), np.int8),
-            scales=np.zeros((3, int(groups)), np.float32),
-            sums=np.zeros((3, planes * int(groups)), np.int32),
+            digits=np.zeros((at_once, planes * 4 * quads), np.int8),
+            scales=np.zeros((at_once, groups), np.float32),
+            sums=np.zeros((at_once, planes * groups), np.int32),
             lanes=np.empty((threads, 64 * tiles.CHUNK + 64), np.uint8),
             streams=np.empty((threads, 2, 8), np.int64),
             totals=np.empty((threads, planes + 3, 16), np.int32),
             acc=np.empty((threads, 1, 16), np.float32),
         )
-        sizes = (
-            shape.hidden, shape.hidden, attended + 2 * shape.kv_heads * shape.head_dim, attended,
-            2 * shape.inner, shape.capacity,
-        )  # fmt: skip
-        normed, added, projected, attending, gated, scores = (
-            np.zeros(size, np.float32) for size in sizes
-        )
+        attended = shape.heads * shape.head_dim
+        sizes = {
+            "normed": shape.hidden,
+            "added": met * shape.hidden,
+            "projected": attended + 2 * shape.kv_heads * shape.head_dim,
+            "attended": attended,
+            "gated": met * 2 * inner,
+            "scores": shape.capacity,
+            "routed": -(-experts // 16) * 16,
+            "shares": met,
+        }
         return decoder.Room(
-            normed=normed,
-            added=added,
-            projected=projected,
-            attended=attending,
-            gated=gated,
-            scores=scores,
-            rows=np.zeros(3, np.int64),
+            **{name: np.zeros(size, np.float32) for name, size in sizes.items()},
+            chosen=np.zeros((2, met), np.int64),
+            rows=np.zeros(at_once, np.int64),
+            packed=np.empty((threads, room_nbytes(quads, groups, planes)), np.int8),
             scratch=scratch,
         )
 

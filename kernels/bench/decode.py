@@ -16,13 +16,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from edgesparse_kernels.activations import Activations
 
+from edgesparse.formats.choice import choose
 from edgesparse.model import CompressedModel
+from edgesparse.packed import FORMATS, PackedTensor
 from edgesparse.runtime.fused import FusedOptions, FusedStep
 from edgesparse.runtime.generate import _Step
 from edgesparse.runtime.modules import build_packed
@@ -63,18 +66,31 @@ def llama(library: Path, path: Path, threads: int, prompt: list[int], count: int
     return one
 
 
+def in_own_layout(packed: PackedTensor) -> PackedTensor:
+    """Return the same codes in the layout that multiplies fastest by rule."""
+    pattern = packed.spec.pattern
+    name = choose(pattern, bits=packed.spec.bits).name
+    return packed if pattern.is_dense else FORMATS.get(name).pack(packed.codes, pattern=pattern)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="a saved compressed model")
     parser.add_argument("--source", type=Path, help="its source, where it moved")
     parser.add_argument("--llama", type=Path, help="built from peers/llama_decode.cpp")
     parser.add_argument("--gguf", type=Path, help="written by peers/to_gguf.py")
+    parser.add_argument(
+        "--own-layouts", action="store_true", help="masks in the layouts made for their patterns"
+    )
     parser.add_argument("--prompt", default="It was a dark evening when")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     compressed = CompressedModel.load(arguments.model, source=arguments.source)
+    if arguments.own_layouts:
+        packed = {name: in_own_layout(one) for name, one in compressed.packed.items()}
+        compressed = replace(compressed, packed=packed)
     prompt = tokenizer(compressed.captured).encode(arguments.prompt, add_special_tokens=False).ids
     count, threads, module = arguments.tokens, arguments.threads, build_packed(compressed)
     rounds: dict[str, Round] = {}

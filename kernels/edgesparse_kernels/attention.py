@@ -32,7 +32,7 @@ from edgesparse_kernels._simd import (
 
 
 class Shape(NamedTuple):
-    """Sizes of a model; ``hidden`` and ``inner`` are multiples of 16, ``head_dim`` of 32.
+    """Sizes of a model; ``hidden`` is a multiple of 16, ``head_dim`` of 32.
 
     ``capacity`` is how many positions the cache has room for, a multiple of 16; ``byte_cache`` is 1
     where it holds int8; ``head_norms`` is 1 where heads have norms.
@@ -43,7 +43,6 @@ class Shape(NamedTuple):
     heads: int
     kv_heads: int
     head_dim: int
-    inner: int
     capacity: int
     byte_cache: int
     head_norms: int

@@ -147,12 +147,12 @@ _GROUP_MULTIPLE = {"nm4": 32, "n64": 128, "column16": 64, "block16x8": 128}
 
 
 def can_gather(matrix: StructuredMatrix) -> bool:
-    """Whether the vector kernels can take it: AVX-512, and groups of whole steps of the kernel."""
+    """Whether there are vector kernels for it here, and its groups are whole steps of theirs."""
     whole = matrix.group_size % _GROUP_MULTIPLE[matrix.layout] == 0
     return (
         matrix.columns > 0
         and (whole or matrix.group_size >= matrix.columns)
-        and _isa.best() is _isa.AVX512
+        and _isa.best() in (_isa.AVX512, _isa.AVX2)
     )
 
 
@@ -168,8 +168,8 @@ def gather(
     known = matrix.__dict__.get("_call")
     if known is None or known[0] != key:
         known = matrix.__dict__["_call"] = (key, *_gather_call(matrix, kind, x, threads, out))
-    _, run, numbers, room = known
-    run(_isa.AVX512, numbers, kind.planes, x, threads, *room, out)
+    _, run, isa, numbers, room = known
+    run(isa, numbers, kind.planes, x, threads, *room, out)
 
 
 def _gather_call(
@@ -178,15 +178,15 @@ def _gather_call(
     x: NDArray[np.float32],
     threads: int,
     out: NDArray[np.float32],
-) -> tuple[Callable[..., None], GatherOperand, GatherRoom]:
+) -> tuple[Callable[..., None], _isa.InstructionSet, GatherOperand, GatherRoom]:
     """Return the compiled kernel, the matrix as numbers and room to work in."""
     from edgesparse_kernels import gather as kernels
 
-    numbers = _gather_operand(matrix)
+    isa, numbers = _isa.best(), gather_operand(matrix)
     room = _gather_room(threading.get_ident(), numbers.quads, matrix.groups, kind.planes, threads)
     go = kernels.run if threads == 1 else kernels.run_parallel
-    run = _jit.entry(go, _isa.AVX512, numbers, kind.planes, x, threads, *room, out)
-    return run, numbers, room
+    run = _jit.entry(go, isa, numbers, kind.planes, x, threads, *room, out)
+    return run, isa, numbers, room
 
 
 GatherRoom = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32], NDArray[np.int8]]
@@ -198,16 +198,17 @@ def _gather_room(
     caller: int, quad_count: int, groups: int, planes: int, threads: int
 ) -> GatherRoom:
     """Return digits, their scales and sums, and for each thread room to pack digits in."""
+    from edgesparse_kernels.gather import room_nbytes
+
     return (
         np.empty(planes * 4 * quad_count, np.int8),
         np.empty(groups, np.float32),
         np.empty(planes * groups, np.int32),
-        # Each group's digits end with a whole quad and a whole register; then counts and sums.
-        np.empty((threads, planes * (4 * quad_count + 4 * groups + CELL) + 12 * groups), np.int8),
+        np.empty((threads, room_nbytes(quad_count, groups, planes)), np.int8),
     )
 
 
-def _gather_operand(matrix: StructuredMatrix) -> GatherOperand:
+def gather_operand(matrix: StructuredMatrix) -> GatherOperand:
     """Return a structured matrix as numbers; it must outlive their use."""
     from edgesparse_kernels.gather import GatherOperand
 

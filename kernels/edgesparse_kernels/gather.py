@@ -1,61 +1,42 @@
-"""AVX-512 kernels for structured masks, matrix-vector with int8 or 16-bit activations.
+"""Structured masks, matrix-vector with int8 or 16-bit activations, where a processor has gathers.
 
 nm4 and n64 gather the activations that the kept weights meet, so nothing is expanded; column16
 packs the activations of a tile's columns once and goes on as dense; block16x8 visits kept blocks.
-Weights enter as ``code + 8``; what that adds is taken off by a sum of the same activations.
+Weights enter as ``code + 8``; what that adds is taken off by a sum of the same activations. How a
+group of a tile is done is up to the instruction set: ``gather_avx512.py``, ``gather_avx2.py``.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
+from numba.extending import overload
 
-from edgesparse_kernels._avx512 import (
-    compress,
-    dot_lanes,
-    eight_repeated,
-    high_nibbles,
-    permute,
-    places_in_octet,
-    shuffle,
-    window_places,
-)
-from edgesparse_kernels._isa import dot, high_lanes, high_sums
+from edgesparse_kernels import gather_avx2, gather_avx512
 from edgesparse_kernels._jit import jit, serial_and_parallel
 from edgesparse_kernels._simd import (
     add_f,
-    add_i,
     all_floats,
-    all_sums,
-    and_lanes,
-    eights,
     load_i32,
-    load_lanes,
-    load_u16,
     load_u32,
-    load_u64,
-    low_nibbles,
     multiply,
     no_floats,
-    no_lanes,
-    no_sums,
-    popcount,
     prefetch,
     store_i32,
-    store_lanes,
-    subtract_i,
-    sum_i,
     to_float,
-    trailing_zeros,
 )
-from edgesparse_kernels.tiles import AHEAD, SCALES_AHEAD, add_group, quantize, store_tile
+from edgesparse_kernels.tiles import SCALES_AHEAD, add_group, quantize, store_tile
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 NM4, N64, COLUMN16, BLOCK16X8 = range(4)
-_FIRST, _SECOND, _THIRD, _FOURTH = window_places
+
+GROUPS: dict[str, ModuleType] = {"avx512": gather_avx512, "avx2": gather_avx2}
+"""The kernels by instruction set, all of the same names; any other set has none."""
 
 
 class GatherOperand(NamedTuple):
@@ -75,121 +56,27 @@ class GatherOperand(NamedTuple):
     scales: int
 
 
-@jit
-def _gathered(isa, even, odd, minus, lanes, first, second):
-    """Add the products of both halves of ``lanes`` with gathered activations."""
-    even = dot_lanes(even, low_nibbles(lanes), first)
-    odd = dot_lanes(odd, high_lanes(isa, lanes), second)
-    minus = dot_lanes(dot_lanes(minus, eights(), first), eights(), second)
-    return even, odd, minus
+def _by_isa(choose: Callable[[str], Any]) -> Any:
+    """Return a function of (isa, ...) that is compiled as the one ``choose`` has for that set."""
+
+    def stub(isa, *arguments):
+        raise NotImplementedError("only for compiled callers")
+
+    @overload(stub)
+    def chosen_for(isa, *arguments):
+        chosen = choose(isa.isa)
+        return lambda isa, *arguments: chosen(isa, *arguments)
+
+    return stub
 
 
-@jit
-def _nm4_group(isa, m, codes, index, x, steps):
-    """Sums of ``steps`` times 32 columns from the digits at ``x``."""
-    even, odd, minus = no_sums(), no_sums(), no_sums()
-    even2, odd2, minus2 = no_sums(), no_sums(), no_sums()
-    for step in range(steps):
-        plane = load_lanes(index + 64 * step)
-        at, column = codes + 128 * step, x + 32 * step
-        prefetch(at + AHEAD)
-        prefetch(at + AHEAD + 64)
-        prefetch(index + 64 * step + AHEAD // 2)
-        first = shuffle(eight_repeated(column), places_in_octet(plane, 0))
-        second = shuffle(eight_repeated(column + 8), places_in_octet(plane, 1))
-        even, odd, minus = _gathered(isa, even, odd, minus, load_lanes(at), first, second)
-        first = shuffle(eight_repeated(column + 16), places_in_octet(plane, 2))
-        second = shuffle(eight_repeated(column + 24), places_in_octet(plane, 3))
-        even2, odd2, minus2 = _gathered(
-            isa, even2, odd2, minus2, load_lanes(at + 64), first, second
-        )
-    total = add_i(add_i(even, even2), high_sums(isa, add_i(odd, odd2)))
-    return subtract_i(total, add_i(minus, minus2))
+def _group(name: str) -> Any:
+    return _by_isa(lambda isa: getattr(GROUPS[isa], name))
 
 
-@jit
-def _n64_group(isa, m, codes, index, x, pairs):
-    """Sums of ``pairs`` times 128 columns, two windows, from the digits at ``x``."""
-    even, odd, minus = no_sums(), no_sums(), no_sums()
-    even2, odd2, minus2 = no_sums(), no_sums(), no_sums()
-    eighths = m.of_64 // 8
-    for pair in range(pairs):
-        for chunk in range(eighths):
-            # Half a chunk is an eighth of a window; the second window begins in the middle.
-            former = load_lanes(x + 128 * pair + 64 * (2 * chunk >= eighths))
-            latter = load_lanes(x + 128 * pair + 64 * (2 * chunk + 1 >= eighths))
-            low01, low23, high = load_lanes(index), load_lanes(index + 64), load_lanes(index + 128)
-            prefetch(codes + AHEAD)
-            prefetch(codes + AHEAD + 64)
-            prefetch(index + AHEAD)
-            prefetch(index + AHEAD + 64)
-            prefetch(index + AHEAD + 128)
-            first = permute(former, _FIRST(and_lanes(low01, 15), high))
-            second = permute(former, _SECOND(high_nibbles(low01), high))
-            even, odd, minus = _gathered(isa, even, odd, minus, load_lanes(codes), first, second)
-            first = permute(latter, _THIRD(and_lanes(low23, 15), high))
-            second = permute(latter, _FOURTH(high_nibbles(low23), high))
-            even2, odd2, minus2 = _gathered(
-                isa, even2, odd2, minus2, load_lanes(codes + 64), first, second
-            )
-            codes += 128
-            index += 192
-    total = add_i(add_i(even, even2), high_sums(isa, add_i(odd, odd2)))
-    return subtract_i(total, add_i(minus, minus2))
-
-
-@jit
-def _column16_pack(m, kept, x, words, to):
-    """Pack the digits of kept columns, 64 a word; return how many, and eight times their sum."""
-    count, total = np.int64(0), no_sums()
-    for word in range(words):
-        mask = load_u64(kept + 8 * word)
-        chosen = compress(load_lanes(x + 64 * word), mask)
-        store_lanes(to + count, chosen)
-        total = dot_lanes(total, eights(), chosen)
-        count += popcount(mask)
-    store_lanes(to + count, no_lanes())
-    return count, sum_i(total)
-
-
-@jit
-def _column16_group(isa, codes, parity, quads, x, minus):
-    """Sums of ``quads`` quads, the first in the low halves at ``codes`` if ``parity`` is 0."""
-    even, odd = all_sums(-minus), no_sums()
-    quad = 0
-    if parity and quads:
-        odd = dot(isa, odd, high_lanes(isa, load_lanes(codes)), load_i32(x))
-        codes += 64
-        quad = 1
-    while quad + 2 <= quads:
-        lanes = load_lanes(codes)
-        prefetch(codes + AHEAD)
-        even = dot(isa, even, low_nibbles(lanes), load_i32(x + 4 * quad))
-        odd = dot(isa, odd, high_lanes(isa, lanes), load_i32(x + 4 * quad + 4))
-        codes += 64
-        quad += 2
-    if quad < quads:
-        even = dot(isa, even, low_nibbles(load_lanes(codes)), load_i32(x + 4 * quad))
-    return add_i(even, high_sums(isa, odd))
-
-
-@jit
-def _block_group(isa, codes, kept, x, words):
-    """Sums of ``words`` times 128 columns and how many blocks they took."""
-    even, odd, minus = no_sums(), no_sums(), no_sums()
-    count = np.int64(0)
-    for word in range(words):
-        mask = load_u16(kept + 2 * word)
-        while mask:
-            at = x + 128 * word + 8 * trailing_zeros(mask)
-            lanes = load_lanes(codes + 64 * count)
-            prefetch(codes + 64 * count + AHEAD)
-            even = dot(isa, even, low_nibbles(lanes), load_i32(at))
-            odd = dot(isa, odd, high_lanes(isa, lanes), load_i32(at + 4))
-            minus = dot(isa, dot(isa, minus, eights(), load_i32(at)), eights(), load_i32(at + 4))
-            count += 1
-            mask &= mask - 1
-    return subtract_i(add_i(even, high_sums(isa, odd)), minus), count
+_nm4_group, _n64_group = _group("nm4_group"), _group("n64_group")
+_column16_pack, _column16_group = _group("column16_pack"), _group("column16_group")
+_block_group = _group("block_group")
 
 
 @jit
@@ -209,7 +96,7 @@ def _column16_tile(isa, m, tile, planes, digits, scales, room):
             words = min(m.group_size, 4 * m.quads - begin) // 64
             kept = m.kept + tile * (m.quads // 2) + begin // 8
             x = digits + plane * 4 * m.quads + begin
-            count, eight_times = _column16_pack(m, kept, x, words, to)
+            count, eight_times = _column16_pack(isa, m, kept, x, words, to)
             quads = (count + 3) // 4
             store_i32(counts + 4 * group, np.int32(quads))
             store_i32(minus + 4 * (plane * m.groups + group), eight_times)
@@ -270,8 +157,38 @@ def _other_tile(isa, m, tile, planes, digits, scales):
     return acc
 
 
+@jit
+def _tiles(isa, m, planes, digits, scales, room, out, first, last):
+    """Tiles ``first:last`` by one row of digits at address ``digits``, results at ``out``.
+
+    ``room`` is the address of ``room_nbytes`` bytes for packed digits.
+    """
+    for tile in range(first, last):
+        if m.layout == COLUMN16:
+            acc = _column16_tile(isa, m, tile, planes, digits, scales, room)
+        else:
+            acc = _other_tile(isa, m, tile, planes, digits, scales)
+        store_tile(m, tile, acc, out)
+
+
+@jit
+def _no_tiles(isa, m, planes, digits, scales, room, out, first, last):
+    """Without gathers: no matrix gets here, ``dispatch.can_gather`` refuses all."""
+
+
+gather_tiles = _by_isa(lambda isa: _tiles if isa in GROUPS else _no_tiles)
+
+
+def room_nbytes(quads: int, groups: int, planes: int) -> int:
+    """Return the bytes of room that a thread needs.
+
+    Each group's digits end with a whole quad and a whole register; then counts and sums.
+    """
+    return planes * (4 * quads + 4 * groups + 64) + 12 * groups
+
+
 def _run(isa, m, planes, x, threads, digits, scales, sums, packed, out):
-    """``out[b] = weights @ x[b]``; ``packed`` int8 [threads, …] is room for packed digits."""
+    """``out[b] = weights @ x[b]``; ``packed`` int8 [threads, ``room_nbytes``]."""
     tiles = (m.rows + 15) // 16
     for row in range(len(x)):
         x_at = np.int64(x.ctypes.data) + 4 * row * m.columns
@@ -281,12 +198,7 @@ def _run(isa, m, planes, x, threads, digits, scales, sums, packed, out):
         for thread in prange(threads):
             first, last = tiles * thread // threads, tiles * (thread + 1) // threads
             room = np.int64(packed[thread].ctypes.data)
-            for tile in range(first, last):
-                if m.layout == COLUMN16:
-                    acc = _column16_tile(isa, m, tile, planes, at, scales, room)
-                else:
-                    acc = _other_tile(isa, m, tile, planes, at, scales)
-                store_tile(m, tile, acc, out_at)
+            gather_tiles(isa, m, planes, at, scales, room, out_at, first, last)
 
 
 run, run_parallel = serial_and_parallel(_run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from edgesparse_kernels import activations, reference
@@ -21,7 +23,7 @@ def case(request):
     return request.param
 
 
-@pytest.fixture(params=["generic", "avx512"])
+@pytest.fixture(params=["generic", "avx2", "avx512"])
 def isa(request, monkeypatch):
     from edgesparse_kernels import _isa
 
@@ -48,6 +50,33 @@ def test_products(isa, make_structured, case, shape, group_size):
         assert np.array_equal(decoded, weights)
         kernels.matmul(x, matrix, out=out)
         assert np.allclose(out, x.astype(np.float64) @ weights.T, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("code", [-8, 7])
+def test_the_largest_sums(isa, make_structured, case, code):
+    """Every weight and every digit as far from 0 as there are, in both planes."""
+    matrix, _ = make_structured(*case, (33, 700), group_size=100_000)
+    matrix = replace(matrix, codes=np.full_like(matrix.codes, 0x11 * (code & 15)))
+    x = np.full((1, 700), 32384, np.float32)  # 256 * 127 - 128
+    x[0, 0] = 32512  # the scale is 1, in 16 bits
+    out = np.empty((1, 33), np.float32)
+    for sign in (1, -1):
+        for kind in (Activations.INT8, Activations.INT16):
+            kernels.matmul(sign * x, matrix, out=out, kind=kind)
+            assert np.array_equal(out, activations.matmul(sign * x, matrix, kind))
+
+
+def test_every_set_with_gathers_has_the_same_kernels():
+    from edgesparse_kernels import _isa
+    from edgesparse_kernels.gather import GROUPS
+
+    assert set(GROUPS) == {_isa.AVX512.name, _isa.AVX2.name}
+    kernels_of = {
+        name: {each for each in vars(module) if each.endswith(("_group", "_pack"))}
+        for name, module in GROUPS.items()
+    }
+    assert kernels_of["avx2"] == kernels_of["avx512"]
+    assert "nm4_group" in kernels_of["avx2"]
 
 
 def test_rows_and_threads(make_structured, case):

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from edgesparse_kernels import _isa
 from edgesparse_kernels.activations import Activations
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from edgesparse_kernels.matrix import PackedMatrix
+from edgesparse_kernels.structured import StructuredMatrix
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 import edgesparse
 from edgesparse.errors import UsageError
 from edgesparse.packed import FORMATS
 from edgesparse.pattern import Pattern
 from edgesparse.recipe import Recipe, Rule
+from edgesparse.runtime import ops
 from edgesparse.runtime.fused import FusedOptions, FusedStep
 from edgesparse.runtime.generate import _Step, packed_step
 from edgesparse.runtime.llama import obstacle
@@ -85,29 +99,121 @@ def test_norms_of_heads_and_layers_that_were_kept(compress_random):
     )
 
 
-def test_a_structured_mask():
-    captured = small(LlamaForCausalLM, LlamaConfig)
-    rule = Rule(
-        kind="linear", bits=4, group_size=32, pattern=Pattern.parse("2:4"), method="magnitude",
-        quantizer="rtn",
+@pytest.fixture
+def same_arithmetic(monkeypatch):
+    """Let torch's layers take activations as the step does."""
+
+    def choose(kind):
+        monkeypatch.setattr(ops.kernels, "matmul", partial(ops.kernels.matmul, kind=kind))
+
+    return choose
+
+
+MIXTURES = {
+    "mixtral": (MixtralForCausalLM, MixtralConfig, {"num_local_experts": 5}),
+    # A layer without experts, shares that do not add up to 1, two experts more than a register.
+    "qwen3_moe": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        {
+            "num_experts": 18, "num_experts_per_tok": 4, "moe_intermediate_size": 48,
+            "mlp_only_layers": [1], "norm_topk_prob": False,
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("kind", [Activations.INT8, Activations.INT16])
+def test_a_mixture_of_experts(compress_random, same_arithmetic, family, kind):
+    model, config, options = MIXTURES[family]
+    captured = small(model, config, **options)
+    module = build_packed(compress_random(captured, Recipe((BITMASK,))))
+    assert not obstacle(module)
+    fused, plain = FusedStep(module, 40, FusedOptions(activations=kind)), _Step(module, captured)
+    same_arithmetic(kind)
+    pending = torch.tensor([[5]])
+    for _ in range(32):
+        found, expected = fused(pending), plain(pending)
+        assert int(found.argmax()) == int(expected.argmax())
+        # A digit may round the other way where floats were summed in another order.
+        assert_close(found[None], expected[None], 2e-2 if kind is Activations.INT8 else 1e-4)
+        pending = expected.argmax().reshape(1, 1)
+
+
+def test_only_routed_experts_are_computed(compress_random):
+    captured = small(MixtralForCausalLM, MixtralConfig, num_local_experts=5, num_hidden_layers=1)
+    module = build_packed(compress_random(captured, Recipe((BITMASK,))))
+    step, met = FusedStep(module, 16, FusedOptions()), set()
+    layer = module.model.layers[0]
+    layer.mlp.gate.register_forward_hook(
+        lambda _, inputs, output: met.update(output[2].tolist()[0])
+    )
+    expected = _Step(module, captured)(torch.tensor([[7]]))
+    numbers = step._weights.matrices
+    for expert in set(range(5)) - met:  # whoever reads at address 1 is killed
+        for part in (5 + expert, 10 + expert):
+            numbers[part, 7:13] = 1
+    assert len(met) == 2
+    assert_close(step(torch.tensor([[7]]))[None], expected[None], 2e-3)
+
+
+STRUCTURED = {
+    "nm4": Pattern.parse("2:4"),
+    "n64": Pattern.parse("16:64"),
+    "column16": Pattern.parse("16x1", sparsity=0.5),
+    "block16x8": Pattern.parse("16x8", sparsity=0.5),
+}
+
+
+@pytest.fixture(params=["generic", "avx2", "avx512"])
+def isa(request, monkeypatch):
+    if request.param not in {each.name for each in _isa.available()}:
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv("EDGESPARSE_ISA", request.param)
+    return request.param
+
+
+@pytest.mark.slow  # compiles the step once more for each set
+@pytest.mark.parametrize("kind", [Activations.INT8, Activations.INT16])
+def test_structured_masks(compress_random, same_arithmetic, isa, kind):
+    """All four layouts in one model, from their own bytes where the set has kernels for them."""
+    captured = small(LlamaForCausalLM, LlamaConfig, hidden_size=256, intermediate_size=320)
+    places = {"q_proj": "n64", "k_proj": "column16", "v_proj": "nm4", "o_proj": "block16x8",
+              "gate_proj": "column16", "up_proj": "nm4", "down_proj": "column16"}  # fmt: skip
+    recipe = Recipe(
+        tuple(
+            Rule(
+                name=f"*{leaf}*", bits=4, group_size=128, pattern=STRUCTURED[layout],
+                method="magnitude", quantizer="rtn",
+            )
+            for leaf, layout in places.items()
+        )
     )  # fmt: skip
-    compressed = edgesparse.compress(captured, edgesparse.plan(captured, Recipe((rule,))))
+    compressed = edgesparse.compress(captured, edgesparse.plan(captured, recipe))
     packed = {
-        name: FORMATS.get("nm4").pack(one.codes, pattern=rule.pattern)
+        name: FORMATS.get(places[name.split(".")[-2]]).pack(one.codes, pattern=one.spec.pattern)
         for name, one in compressed.packed.items()
     }
     module = build_packed(replace(compressed, packed=packed))
-    expected = read(_Step(module, captured), [1, 2, 3], ([4],))
-    assert_close(read(FusedStep(module, 16, FusedOptions()), [1, 2, 3], ([4],)), expected, 2e-3)
+    step = FusedStep(module, 16, FusedOptions(activations=kind))
+    held = {type(one) for one in step._held}
+    assert (StructuredMatrix in held) is (isa != "generic")
+    assert (PackedMatrix in held) is (isa == "generic")
+    same_arithmetic(kind)
+    expected = read(_Step(module, captured), [1], ([2], [3], [4]))
+    assert_close(read(step, [1], ([2], [3], [4])), expected, 1e-4)
 
 
 @pytest.mark.slow  # compiles the step once more
 @pytest.mark.parametrize("activations", [Activations.INT8, Activations.INT16])
 def test_threads_change_nothing(classics, compress_random, activations):
-    module = build_packed(compress_random(classics, Recipe((BITMASK,))))
-    one = FusedStep(module, 16, FusedOptions(activations=activations))
-    two = FusedStep(module, 16, FusedOptions(activations=activations, threads=2))
-    assert torch.equal(read(one, [1, 2], ([3],)), read(two, [1, 2], ([3],)))
+    mixture = small(MixtralForCausalLM, MixtralConfig, num_local_experts=5)
+    for captured in (classics, mixture):
+        module = build_packed(compress_random(captured, Recipe((BITMASK,))))
+        one = FusedStep(module, 16, FusedOptions(activations=activations))
+        two = FusedStep(module, 16, FusedOptions(activations=activations, threads=2))
+        assert torch.equal(read(one, [1, 2], ([3],)), read(two, [1, 2], ([3],)))
 
 
 def test_a_cache_of_bytes_is_close(classics, compress_random):
@@ -134,7 +240,11 @@ def test_what_stands_in_the_way_is_said(compress_random, everything):
 
 @pytest.mark.parametrize(
     ("options", "found"),
-    [({"hidden_act": "gelu"}, "activation gelu"), ({"head_dim": 16}, "heads of 16 dimensions")],
+    [
+        ({"hidden_act": "gelu"}, "activation gelu"),
+        ({"head_dim": 16}, "heads of 16 dimensions"),
+        ({"intermediate_size": 40}, "40 gated units"),
+    ],
 )
 def test_other_architectures_are_an_obstacle(compress_random, options, found):
     captured = small(LlamaForCausalLM, LlamaConfig, **options)
