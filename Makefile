@@ -34,7 +34,7 @@ $(TOOLS)/installed: requirements-tools.lock
 	@touch $@
 
 lock: $(TOOLS)/installed ## write requirements.lock, with hashes, from what .venv holds
-	@$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > build/frozen.txt
+	@$(BIN)/pip freeze --all --exclude-editable | sed 's/+cpu$$//' > build/frozen.txt
 	@grep -v '^torch==' build/frozen.txt > build/others.txt
 	@$(TOOLS)/bin/uv pip compile -q --no-deps --generate-hashes --no-header --no-annotate \
 		--python-version 3.11.9 -o build/others.lock build/others.txt

@@ -24,21 +24,26 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from fuzz_artifacts import artifact_readers
 from fuzz_devices import bundle_reader, checkpoint_reader, record_reader
 from torch import nn
 
 from edgesparse.capture import load as capture
-from edgesparse.errors import EdgesparseError
+from edgesparse.errors import CorruptPack, EdgesparseError
 from edgesparse.journal import Journal
 from edgesparse.journal.beside import recall, remember
 from edgesparse.model import CapturedModel, CompressedModel
+from edgesparse.planner.measured import VERSION, read_losses
 from edgesparse.recipe import Recipe
+from edgesparse.search import Point, front_of, read_point
 from edgesparse.store import load, save
+from edgesparse.store.arrays import read_arrays
 from edgesparse.store.manifest import read_manifest
 from edgesparse.store.tensorfile import TensorFile
 
@@ -237,7 +242,10 @@ def readers(directory: Path) -> dict[str, tuple[bytes, Read]]:
         "tokenizer": (small_tokenizer(), lambda content: _tokenizer(directory, content)),
         "journal": journal_reader(directory / "journal", small),
         "plan": plan_reader(directory / "asked", small),
-        "pte": pte_reader(directory / "net.pte", small),
+        "npz": npz_reader(directory / "inputs.npz"),
+        "search": search_reader(directory / "point.json"),
+        "losses": losses_reader(directory / "losses.json"),
+        **artifact_readers(directory / "artifacts", small),
         "record": record_reader(directory / "record.json"),
         "bundle": bundle_reader(directory / "bundle"),
         "checkpoint": checkpoint_reader(directory / "state.safetensors"),
@@ -298,12 +306,29 @@ def plan_reader(folder: Path, small: CompressedModel) -> tuple[bytes, Read]:
     return path.read_bytes(), lambda content: recall(_at(path, content).parent, {"x": 1}, captured)
 
 
-def pte_reader(path: Path, small: CompressedModel) -> tuple[bytes, Read]:
-    """Return a small program for XNNPACK, and what looks into it."""
-    from edgesparse.exporting import export, inspect
+def npz_reader(path: Path) -> tuple[bytes, Read]:
+    """Return arrays as calibration inputs are given, and what reads them."""
+    np.savez_compressed(path, x=np.arange(12.0).reshape(3, 4), tokens=np.zeros((2, 9), np.int64))
+    return path.read_bytes(), lambda content: read_arrays(_at(path, content))
 
-    export(small, path=path, lowering="xnnpack")
-    return path.read_bytes(), lambda content: inspect(_at(path, content))
+
+def search_reader(path: Path) -> tuple[bytes, Read]:
+    """Return what a search remembers of a point, and what recalls it."""
+    point = Point(name="1MB", arguments=("model", "--bits", "4"), nbytes=9, loss=0.5)
+    path.write_text(json.dumps(asdict(point)))
+    return path.read_bytes(), lambda content: front_of([read_point(_at(path, content))])
+
+
+def losses_reader(path: Path) -> tuple[bytes, Read]:
+    """Return the losses a plan remembers, and what recalls them: damaged ones count for nothing."""
+    losses = {"up.weight": {"4-bit g32": 0.25, "removed": 1e-3}, "down.weight": {}}
+    path.write_text(json.dumps({"version": VERSION, "losses": losses}))
+
+    def read(content: bytes) -> None:
+        if not read_losses(_at(path, content)):
+            raise CorruptPack("nothing is recalled")
+
+    return path.read_bytes(), read
 
 
 def _tokenizer(directory: Path, content: bytes) -> None:

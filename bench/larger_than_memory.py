@@ -4,8 +4,10 @@
 
 Makes the model on disk (bfloat16, a shard for each layer; without options 2.92 billion parameters,
 5.84 GB), runs ``edgesparse compress`` on it in a process of its own, 50 % + 4-bit with Wanda and
-nearest rounding, and prints the most memory that process held and the seconds of every layer.
-``--layers`` makes a model of the same width with fewer layers; ``--keep`` leaves the files.
+nearest rounding, and prints the most memory that process held and the seconds of every layer: of
+the clock, which other work on the machine slows down, and of the processor, which it hardly does
+(read from Linux's ``/proc``). ``--layers`` makes a model of the same width with fewer layers;
+``--keep`` leaves the files.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,6 +32,29 @@ from edgesparse.store.tensorfile import write_tensor_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A moment of the run, since it began.
+
+    Attributes:
+        clock: Seconds.
+        processor: Seconds that the process has computed, in the system's calls too.
+    """
+
+    clock: float
+    processor: float
+
+    def since(self, earlier: Mark) -> Mark:
+        """Return what lies between."""
+        return Mark(clock=self.clock - earlier.clock, processor=self.processor - earlier.processor)
+
+
+def processor_seconds(process: int) -> float:
+    """Return the seconds a process has computed: user and system, 14th and 15th of its ``stat``."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def shapes(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
@@ -80,23 +106,30 @@ def make_model(path: Path, options: argparse.Namespace) -> int:
     return count
 
 
-def compress(model: Path, output: Path, options: argparse.Namespace) -> tuple[int, list[float]]:
-    """Run the command; return the most memory it held and when each tensor was done."""
+def compress(
+    model: Path, output: Path, options: argparse.Namespace
+) -> tuple[int, list[tuple[Mark, Mark]]]:
+    """Run the command; return the most memory it held, and when each layer's tensors were done.
+
+    Of each layer the first and the last.
+    """
     arguments = [
         sys.executable, "-m", "edgesparse", "compress", str(model), "-o", str(output),
         "--calibration", str(EXAMPLES / "data" / "calibration.txt"), "--sparsity", "0.5",
         "--bits", "4", "--group-size", "128", "--method", options.method, "--quantizer",
         options.quantizer, "--windows", str(options.windows), "--window", str(options.window),
         "--memory-limit", options.limit, "--device", options.device, "--verbose", "--resume",
+        "--no-compare",
     ]  # fmt: skip
     started, last = time.monotonic(), ""
-    layers: dict[str, float] = {}
+    layers: dict[str, tuple[Mark, Mark]] = {}
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         sys.stderr.write(line)
         if found := LAYER.match(line):
-            layers[found[1]] = time.monotonic() - started
+            now = Mark(clock=time.monotonic() - started, processor=processor_seconds(process.pid))
+            layers[found[1]] = (layers.get(found[1], (now, now))[0], now)
         last = line
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -139,16 +172,30 @@ def report(
     size: int,
     output: Path,
     peak: int,
-    done: list[float],
+    done: list[tuple[Mark, Mark]],
     seconds: float,
 ) -> None:
     """Print what was measured."""
-    each = [later - earlier for earlier, later in itertools.pairwise(done)]
+    whole = [later.since(earlier) for (_, earlier), (_, later) in itertools.pairwise(done)]
+    parts = [last.since(first) for first, last in done]
     small = (output / "weights.safetensors").stat().st_size
     sys.stdout.write(
         f"{options.layers} layers, {format_size(size)} to {format_size(small)} in {seconds:.0f} s\n"
         f"most memory {format_size(peak)}, limit {format_size(parse_size(options.limit))}\n"
-        f"seconds of each layer after the first: {' '.join(f'{s:.1f}' for s in each)}\n"
+        f"until the first layer was done: {done[0][1].clock:.1f} s of the clock, "
+        f"{done[0][1].processor:.1f} s of the processor\n"
+        "each layer after the first\n" + _table(whole) + "of each layer, the first too, "
+        "from its first finished tensor to its last\n" + _table(parts)
+    )
+
+
+def _table(spans: list[Mark]) -> str:
+    """Return the seconds of both kinds, and how far the processor's lie apart."""
+    processor = [span.processor for span in spans]
+    return (
+        f"  clock:     {' '.join(f'{span.clock:.1f}' for span in spans)}\n"
+        f"  processor: {' '.join(f'{s:.1f}' for s in processor)}; "
+        f"largest / smallest {max(processor) / max(min(processor), 0.01):.3f}\n"
     )
 
 

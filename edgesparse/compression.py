@@ -15,24 +15,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import edgesparse
-from edgesparse.batchnorm import find_pairs, fold
+from edgesparse.batchnorm import fold
 from edgesparse.calibrate import Resources, Statistic, calibrate, calibration_batches
 from edgesparse.calibrate.record import disable_cache
 from edgesparse.calibrate.replay import Room
 from edgesparse.calibrate.team import Team
-from edgesparse.calibrate.visit import module_of
 from edgesparse.calibrate.windows import Batch, digest
 from edgesparse.errors import CalibrationError, UsageError
-from edgesparse.footprint import Footprint, fit_in_memory, peak_nbytes
 from edgesparse.journal import Journal, identity
 from edgesparse.layers import LayerRun, Progress
-from edgesparse.model import CapturedModel, CompressedModel, TensorKind
-from edgesparse.planner import Plan, TensorPlan
+from edgesparse.memory import peak_nbytes
+from edgesparse.model import CapturedModel, CompressedModel
+from edgesparse.planner import Plan
+from edgesparse.preflight import needs_by_module, room_for, streamable, work_of
 from edgesparse.scaling import scale_activations
-from edgesparse.solve import needs_of
 
 __all__ = ["Progress", "compress", "compress_dense_alternative"]
 
@@ -76,21 +75,21 @@ def compress(
     Raises:
         CalibrationError: Missing or unusable calibration data, a weight or activation that is not
             finite; the message names the layer.
-        UsageError: A memory limit that cannot be kept, found before any work; activations to scale
-            without calibration data.
+        UsageError: A memory limit that cannot be kept, or a model larger than the memory there is,
+            found before any work; activations to scale without calibration data.
         ResumeRefused: The journal is another job's.
         DeviceError: Another process of the team is gone.
     """
     started, where, team = time.monotonic(), _device(device), team or Team()
     if team.size > 1 and journal is None:
         raise UsageError("several processes need a journal: a directory that all of them can reach")
-    todo = {p.tensor.name: p for p in plan.tensors if p.spec is not None}
-    model = (captured.loader() if memory_limit is None else _streamable(captured)).float().eval()
+    measured, todo = calibration is not None, work_of(plan)
+    room = room_for(
+        captured, plan, device=device, window=window, memory_limit=memory_limit, measured=measured
+    )
+    model = (captured.loader() if memory_limit is None else streamable(captured)).float().eval()
     disable_cache(model)
-    needs = _needs_by_module(model, todo, measured=calibration is not None)
-    room = Footprint(batch_size=8 if where.type == "cpu" else 32)
-    if memory_limit is not None:
-        room = fit_in_memory(model, todo, needs, window, room.batch_size, memory_limit)
+    needs = needs_by_module(model, todo, measured=measured)
     batches = _batches(captured, calibration, needs, room.batch_size, seed, windows, window)
     run = LayerRun(captured, model, todo, team, progress, started)
     run.packs_beside = where.type == "cuda" and memory_limit is None
@@ -158,22 +157,6 @@ def _result(
     )
 
 
-def _streamable(captured: CapturedModel) -> nn.Module:
-    """Return the skeleton of a model whose weights can be read block by block.
-
-    Raises:
-        UsageError: They cannot.
-    """
-    why = ""
-    if getattr(captured.weights(), "is_converted", False):
-        why = "its files use other names than the model, and transformers converts them in memory"
-    elif find_pairs(captured):
-        why = "it has batch norms, which are folded in the whole model"
-    if why:
-        raise UsageError(f"{captured.name} cannot be streamed: {why}; run it without memory limit")
-    return captured.skeleton()
-
-
 def _opened(directory: Path, job: Mapping[str, Any], team: Team) -> Journal:
     """Open the journal: first the process that writes it, then the others."""
     if team.leads:
@@ -194,23 +177,6 @@ def compress_dense_alternative(
     if options.get("journal") is not None:
         options["journal"] = options["journal"] / "alternative"
     return compress(captured, plan.dense_alternative, calibration, **options)
-
-
-def _needs_by_module(
-    model: nn.Module, todo: Mapping[str, TensorPlan], *, measured: bool
-) -> dict[str, frozenset[Statistic]]:
-    """Return what every module's solver asks for, and the Hessian to measure the error with."""
-    needs = {}
-    extra = frozenset({Statistic.HESSIAN}) if measured else frozenset()
-    for planned in todo.values():
-        assert planned.rule is not None
-        assert planned.spec is not None
-        wanted = needs_of(planned.rule, planned.spec) | extra
-        if planned.tensor.kind is TensorKind.EXPERT:
-            # Compressed and dense model may send other tokens here: their rows do not pair up.
-            wanted -= {Statistic.DENSE_TARGET}
-        needs[module_of(model, planned.tensor)] = wanted
-    return needs
 
 
 def _batches(

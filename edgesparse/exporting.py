@@ -8,8 +8,7 @@ written file against the budget.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -35,7 +34,8 @@ from edgesparse.exporters import (
 )
 from edgesparse.model import CompressedModel
 from edgesparse.packed import SYMMETRIC
-from edgesparse.store.atomic import work_directory
+from edgesparse.store.replacing import replacing
+from edgesparse.store.space import require_space
 from edgesparse.verdict import Artifact, LayerCheck, OutputCheck, Verdict, compare_output
 
 __all__ = [
@@ -89,6 +89,7 @@ def export(
         Unsupported: A format or operator the target has no form for.
         OutputExists: ``path`` exists and ``force`` is not set.
         BudgetExceeded: The written file is larger than the budget; it is removed.
+        FormatError: The disk has no room for the file as it is predicted, or refuses it.
     """
     if path is None:
         raise UsageError("export needs a path to write to")
@@ -98,7 +99,9 @@ def export(
     _refuse_unknown_formats(compressed, target, exporter)
     _refuse_unknown_options(target, exporter.export, options)
     limits = budget or (compressed.plan.budget if compressed.plan.target == target else Budget())
-    with _replacing(path, force=force) as temporary:
+    if not options:  # with options of its own nothing is predicted
+        require_space(path, exporter.predict_nbytes(compressed.plan))
+    with replacing(path, force=force) as temporary:
         written = exporter.export(compressed, temporary, **options)
         broken = _broken_limits(written, limits)
         if broken and not keep:
@@ -264,33 +267,3 @@ def _over_budget(compressed: CompressedModel, artifact: Artifact, broken: list[s
         f"{artifact.path.name}: {'; '.join(broken)} ({weights} of packed weights); compress with "
         f"--target {artifact.target} so that the plan counts this target's bytes"
     )
-
-
-@contextmanager
-def _replacing(path: Path, *, force: bool) -> Iterator[Path]:
-    """Give a temporary path of the same name; move it to ``path`` if the block ends well.
-
-    What the block wrote beside it moves with it. Whatever ends it otherwise leaves nothing behind,
-    the folders made for it included.
-
-    Raises:
-        OutputExists: What was written beside it is there already, and ``force`` is not set.
-    """
-    made = [parent for parent in path.parents if not parent.exists()]
-    try:
-        with work_directory(path) as folder:
-            temporary = folder / path.name
-            yield temporary
-            beside = {file: path.parent / file.name for file in folder.iterdir()}
-            taken = [place for place in beside.values() if place != path and place.exists()]
-            if taken and not force:
-                raise OutputExists(f"{taken[0]} exists; --force replaces it")
-            if path.exists():
-                path.rename(folder / "replaced")
-            for file in sorted(beside, key=temporary.__eq__):  # the artifact itself comes last
-                file.replace(beside[file])
-    except BaseException:
-        for parent in made:
-            with suppress(OSError):  # somebody else has put something there meanwhile
-                parent.rmdir()
-        raise

@@ -11,8 +11,6 @@ the activations between blocks; more of them than that lie on disk.
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +24,7 @@ from edgesparse.calibrate.inputs import as_matrix, has_inputs
 from edgesparse.calibrate.residence import outermost_blocks
 from edgesparse.calibrate.statistics import Statistic
 from edgesparse.errors import UsageError
+from edgesparse.memory import resident_nbytes
 from edgesparse.packed import matrix_shape
 from edgesparse.planner import TensorPlan
 
@@ -156,20 +155,6 @@ class _Sizes:
             "solving its largest tensor": self.solving,
         }
         return ", ".join(f"{name} {format_size(value)}" for name, value in terms.items())
-
-
-def resident_nbytes() -> int:
-    """Return the bytes of memory this process holds; without Linux the most it ever held."""
-    status = Path("/proc/self/statm")
-    if status.exists():
-        return int(status.read_text().split()[1]) * resource.getpagesize()
-    return peak_nbytes()
-
-
-def peak_nbytes() -> int:
-    """Return the most bytes of memory this process ever held."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _copies(planned: TensorPlan, shape: tuple[int, int]) -> int:

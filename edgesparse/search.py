@@ -8,6 +8,7 @@ goes on with what is missing.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgesparse.errors import SourceError
+from edgesparse.errors import CorruptPack, SourceError
+from edgesparse.store.fields import Fields
+from edgesparse.store.strict_json import parse_object
 
 RECORD = "point.json"
 _LAST_LINES = 3
@@ -91,9 +94,8 @@ def _recorded(folder: Path, name: str, arguments: tuple[str, ...]) -> Point | No
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        point = Point(**{**stored, "arguments": tuple(stored["arguments"])})
-    except (ValueError, KeyError, TypeError) as error:
+        point = read_point(path)
+    except (CorruptPack, OSError) as error:
         raise SourceError(f"{path}: no record of a search: {error}; remove it") from None
     if point.arguments != arguments:
         raise SourceError(
@@ -101,6 +103,23 @@ def _recorded(folder: Path, name: str, arguments: tuple[str, ...]) -> Point | No
             "asked for; choose another folder"
         )
     return None if point.error else point
+
+
+def read_point(path: Path) -> Point:
+    """Return a point from its record.
+
+    Raises:
+        CorruptPack: It is no record of one.
+    """
+    stored = Fields(parse_object(path.read_bytes(), path.name), path.name)
+    return Point(
+        name=stored.text("name"),
+        arguments=stored.texts("arguments"),
+        nbytes=stored.optional_integer("nbytes"),
+        loss=stored.optional_number("loss"),
+        perplexity=stored.optional_number("perplexity"),
+        error=stored.text("error"),
+    )
 
 
 def _run(folder: Path, name: str, arguments: tuple[str, ...]) -> Point:
@@ -124,4 +143,13 @@ def _measured(said: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a point from what ``compress --json`` printed."""
     found = (said.get("evaluation") or {}).get("compressed") or {}
     loss = found.get("kl") if found.get("kl") is not None else found.get("output_error")
-    return {"nbytes": said["file_nbytes"], "loss": loss, "perplexity": found.get("perplexity")}
+    return {
+        "nbytes": said["file_nbytes"],
+        "loss": _finite(loss),
+        "perplexity": _finite(found.get("perplexity")),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return what a record can hold: of a model that has come apart there is no loss."""
+    return value if value is not None and math.isfinite(value) else None

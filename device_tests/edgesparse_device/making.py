@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse.budget import Budget
 from edgesparse.errors import SourceError, UsageError
+from edgesparse.store.arrays import read_arrays
 from edgesparse_device.bundle import Bundle, Case, open_bundle, write_manifest
 from edgesparse_device.folder import new_folder
 from edgesparse_device.machine import versions
@@ -168,8 +168,7 @@ def read_inputs(paths: Sequence[Path]) -> dict[str, Arrays]:
 def _read_arrays(path: Path) -> Arrays:
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
-                return {key: np.asarray(stored[key]) for key in stored.files}
+            return read_arrays(path)
         if path.suffix == ".safetensors":
             from safetensors.numpy import load_file
 

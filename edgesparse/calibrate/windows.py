@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgesparse.errors import CalibrationError
+from edgesparse.errors import CalibrationError, SourceError
 from edgesparse.model import CapturedModel
+from edgesparse.store.arrays import read_arrays
 
 Batch: TypeAlias = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ def calibration_batches(
         if not path.is_file():
             raise CalibrationError(f"calibration {path}: no such file")
         if path.suffix == ".npz":
-            return _batches_of_arrays(captured, _read_npz(path), batch_size)
+            return _batches_of_arrays(captured, _arrays(path), batch_size)
         calibration = read_tokens(captured, path)
     if isinstance(calibration, (np.ndarray, Tensor)):
         tokens = torch.as_tensor(calibration)
@@ -197,22 +197,13 @@ def _only_input(captured: CapturedModel) -> str:
     return names[0]
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Read the arrays of an .npz file, no object arrays.
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an .npz file.
 
     Raises:
-        CalibrationError: Not an .npz file, or it holds Python objects.
+        CalibrationError: Not an .npz file of plain arrays.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        BadZipFile,
-    ) as error:
-        raise CalibrationError(f"calibration {path} is no .npz of plain arrays: {error}") from None
+        return read_arrays(path)
+    except SourceError as error:
+        raise CalibrationError(f"calibration {error}") from None

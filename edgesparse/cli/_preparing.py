@@ -76,12 +76,17 @@ def prepared(
     """Return the model, the plan (an earlier run's, if it was of the same job) and the data."""
     from edgesparse.journal.beside import recall, remember
     from edgesparse.planner import plan as make_plan
+    from edgesparse.preflight import room_for
     from edgesparse.recipe import Recipe
     from edgesparse.store.space import require_space
 
     asked = make_plan(captured, recipe, budget=budget, target=target)
     # The journal of the plan, that of its alternative, and the result.
     require_space(output, (3 if asked.dense_alternative else 2) * asked.nbytes)
+    room_for(
+        captured, asked, device=device, window=window, memory_limit=memory_limit,
+        measured=calibration is not None,
+    )  # fmt: skip
     data = _calibration.choose(
         captured, calibration, text, windows=windows, window=window, seed=seed
     )

@@ -91,6 +91,7 @@ def prune(
         merged=merged, top_k=top_k,
     )  # fmt: skip
     from edgesparse.capture import load
+    from edgesparse.store.space import require_space
 
     captured = load(model)
     with working("cutting"):
@@ -98,6 +99,7 @@ def prune(
             captured, cuts, calibration=calibration, importance=importance, multiple=multiple,
             refit=not no_refit, windows=windows, window=window, seed=seed,
         )  # fmt: skip
+    require_space(output, small.nbytes)
     if data is not None and minutes is not None:
         small = _healed(small, captured, data, minutes, window, seed)
     _write(small, output, force=force)

@@ -19,6 +19,7 @@ from edgesparse.cli._options import (
 )
 from edgesparse.cli.compress import check_free, saved_line
 from edgesparse.errors import UsageError
+from edgesparse.store.space import require_space
 
 
 @click.command(short_help="Train the kept values against the dense model.")
@@ -109,6 +110,7 @@ def recover(
     started = time.monotonic()
     check_free(output, force=force)
     compressed = open_compressed(model, source)
+    require_space(output, compressed.nbytes)
     from edgesparse.calibrate.team import joined
     from edgesparse.recovery import RecoveryProgress
     from edgesparse.recovery import recover as distil

@@ -9,7 +9,7 @@ import click
 
 from edgesparse.cli._console import show, show_json, working
 from edgesparse.cli._options import common, force_option
-from edgesparse.errors import OutputExists, SourceError
+from edgesparse.errors import OutputExists
 
 
 @click.command(short_help="Execute a .pte or .mlpackage once on this host.")
@@ -31,14 +31,11 @@ def run(artifact: Path, inputs: Path, output: Path | None, force: bool, as_json:
     import numpy as np
 
     from edgesparse.exporting import run as execute
+    from edgesparse.store.arrays import read_arrays
 
     if output is not None and output.exists() and not force:
         raise OutputExists(f"{output} exists; --force replaces it")
-    try:
-        with np.load(inputs, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise SourceError(f"{inputs} is no .npz of plain arrays: {error}") from None
+    arrays = read_arrays(inputs)
     with working(f"running {artifact.name}"):
         outputs = execute(artifact, arrays)
     if output is not None:

@@ -38,9 +38,14 @@ def identity(
         "plan": own,
         "calibration": {"sha256": calibration},
         "options": dict(options),
-        "code": {"edgesparse": edgesparse.__version__, "files": code_digest()}
-        | {name: version(name) for name in _TOOLS},
+        "code": code(),
     }
+
+
+def code() -> dict[str, str]:
+    """Return what computes: the versions, and the digest of the sources."""
+    own = {"edgesparse": edgesparse.__version__, "files": code_digest()}
+    return own | {name: version(name) for name in _TOOLS}
 
 
 def first_difference(then: object, now: object, path: str = "") -> str | None:

@@ -159,24 +159,24 @@ class Journal:
         return self.directory / f"{part}.safetensors"
 
     def _open(self) -> None:
-        """Lock the file, drop what a crash cut short, compare the job, take what is finished."""
+        """Lock the file, compare the job, drop what a crash cut short, take what is finished."""
         flags = os.O_RDWR | os.O_CREAT if self._writes else os.O_RDONLY
         self._descriptor = os.open(self.directory / NAME, flags, 0o644)
         if self._writes:
             _lock(self._descriptor, self.directory)
         content = (self.directory / NAME).read_bytes()
         lines, whole = _whole_lines(content)
-        if self._writes and whole < len(content):
-            os.ftruncate(self._descriptor, whole)
-        if not lines:
-            self._begin()
-            return
-        difference = first_difference(lines[0], self._identity)
+        difference = first_difference(lines[0], self._identity) if lines else None
         if difference:
             raise ResumeRefused(
                 f"{self.directory} is of another job: {difference}; give the same again, or start "
                 "anew with --force"
             )
+        if self._writes and whole < len(content):
+            os.ftruncate(self._descriptor, whole)
+        if not lines:
+            self._begin()
+            return
         for line in lines[1:]:
             self._take_if_whole(Fields(line, NAME))
 

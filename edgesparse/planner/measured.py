@@ -44,7 +44,7 @@ class Measured:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._losses = {} if path is None else _read(path)
+        self._losses = {} if path is None else read_losses(path)
         self._is_new = False
 
     @classmethod
@@ -96,7 +96,7 @@ def weights_digest(captured: CapturedModel) -> str:
     return sha.hexdigest()
 
 
-def _read(path: Path) -> dict[str, dict[str, float]]:
+def read_losses(path: Path) -> dict[str, dict[str, float]]:
     """Return the losses of a file, {} if there is none or it cannot be used."""
     try:
         if path.stat().st_size > _MAX_NBYTES:

@@ -3,13 +3,15 @@
 student.*       weights being trained, and masks
 optimizer.*     moments by parameter
 best.*          the best state by the held-out loss, once there is one
-"recovery"      metadata, JSON: steps, seconds, running loss, and what the held-out losses were
+"recovery"      metadata, JSON: steps, seconds, running loss, what the held-out losses were, and of
+                which job (``job``) all that is
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgesparse.calibrate.team import Team
-from edgesparse.errors import CalibrationError
+from edgesparse.errors import CalibrationError, FormatError, ResumeRefused
+from edgesparse.journal import first_difference
 from edgesparse.recovery.progress import Best, Position
 from edgesparse.recovery.sharded import part_of, parts_of, whole
+from edgesparse.store.atomic import flush_directory
 
-_EMPTY = {"loss": None, "least": None, "last": None, "worse": 0}  # what older files do not say
+# What older files do not say.
+_EMPTY: dict[str, Any] = {"loss": None, "least": None, "last": None, "worse": 0, "job": {}}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _DAMAGE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)  # of JSON values
 
@@ -35,15 +40,27 @@ class Checkpoint:
 
     The first process of a team writes for all, every one reads: the file says nothing of how many
     there were.
+
+    Args:
+        path: The file.
+        job: What decides what comes out, as JSON values; another job's file is refused.
+        team: The processes that share the work.
     """
 
-    def __init__(self, path: Path, team: Team | None = None) -> None:
-        self._path, self._team = path, team or Team()
+    def __init__(
+        self, path: Path, job: Mapping[str, Any] | None = None, team: Team | None = None
+    ) -> None:
+        self._path, self._job, self._team = path, dict(job or {}), team or Team()
 
     def write(
         self, student: nn.Module, optimizer: torch.optim.Optimizer, at: Position, best: Best
     ) -> None:
-        """Save everything a later run needs to go on as if it had not been interrupted."""
+        """Save everything a later run needs to go on as if it had not been interrupted.
+
+        Raises:
+            FormatError: The disk is full, or another fault of the file system; what was there is
+                there still.
+        """
         tensors = {f"student.{n}": _plain(v) for n, v in _state(student)}
         for index, state in optimizer.state_dict()["state"].items():
             for moment in _MOMENTS:
@@ -55,21 +72,28 @@ class Checkpoint:
             self._save(tensors, at, best)
 
     def _save(self, tensors: dict[str, Tensor], at: Position, best: Best) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        where = {
+            "step": at.step,
+            "seconds": at.seconds,
+            "loss": None if math.isnan(at.loss) else at.loss,
+            "least": best.least if best.state else None,
+            "last": best.last,
+            "worse": best.worse,
+            "job": self._job,
+        }
         aside = self._path.with_name(f".{self._path.name}.partial")
         try:
-            where = json.dumps(
-                {
-                    "step": at.step,
-                    "seconds": at.seconds,
-                    "loss": None if math.isnan(at.loss) else at.loss,
-                    "least": best.least if best.state else None,
-                    "last": best.last,
-                    "worse": best.worse,
-                }
-            )
-            save_file(tensors, aside, metadata={"recovery": where})
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, aside, metadata={"recovery": json.dumps(where)})
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
             aside.replace(self._path)
+            flush_directory(self._path.parent)
+        except (SafetensorError, OSError) as error:
+            raise FormatError(
+                f"checkpoint {self._path} cannot be written: {error}; an earlier one is left as it "
+                "was: make room and go on from it"
+            ) from None
         finally:
             aside.unlink(missing_ok=True)
 
@@ -79,7 +103,8 @@ class Checkpoint:
         """Load the file into what is given; leave all of it as it is if there is no file.
 
         Raises:
-            CalibrationError: The file is damaged or belongs to another model.
+            CalibrationError: The file is damaged.
+            ResumeRefused: It is of another job; the difference is named.
         """
         if not self._path.exists():
             return
@@ -91,12 +116,19 @@ class Checkpoint:
             raise CalibrationError(
                 f"checkpoint {self._path} cannot be read: {error}; delete it to start anew"
             ) from None
+        # Through JSON and back, so that it equals one that was read.
+        difference = first_difference(where.job, json.loads(json.dumps(self._job)))
+        if difference:
+            raise ResumeRefused(
+                f"checkpoint {self._path} is of another job: {difference}; give the same again, or "
+                "delete it to start anew"
+            )
         trained, state = _under("student.", tensors), _under("best.", tensors)
         moments = _moments(tensors, optimizer)
         if moments is None or not all(_fits(t, student) for t in (trained, state or trained)):
             raise CalibrationError(
-                f"checkpoint {self._path} belongs to another model or plan; delete it to start "
-                "anew, or give another path"
+                f"checkpoint {self._path} does not hold the state of this model; delete it to "
+                "start anew, or give another path"
             )
         student.load_state_dict(parts_of(trained, student.state_dict()))
         groups = optimizer.state_dict()["param_groups"]
@@ -117,6 +149,7 @@ class _Where:
     least: float
     last: float | None
     worse: int
+    job: dict[str, Any]
 
     @classmethod
     def of(cls, value: Any) -> _Where:
@@ -129,6 +162,7 @@ class _Where:
             least=math.inf if value["least"] is None else float(value["least"]),
             last=None if value["last"] is None else float(value["last"]),
             worse=int(value["worse"]),
+            job=dict(value["job"]),
         )
 
 

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgesparse.calibrate.windows import calibration_batches, read_tokens
+from edgesparse.calibrate.windows import calibration_batches, digest, read_tokens
 from edgesparse.errors import CalibrationError, UsageError
 from edgesparse.model import CapturedModel
 
-Draw = Callable[[int], dict[str, Tensor]]
-"""Step → batch. A pure function of the step, so that a resumed run sees what it would have seen."""
+Batches = Callable[[int], dict[str, Tensor]]
+"""Step → batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What a recovery sees at each step.
+
+    Attributes:
+        batches: A pure function of the step, so that a resumed run sees what it would have seen.
+        sha256: Digest of the data that batches are made of.
+    """
+
+    batches: Batches
+    sha256: str
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """Return the batch of one step."""
+        return self.batches(step)
 
 
 def draws(
@@ -45,22 +63,25 @@ def draws(
         data = read_tokens(captured, Path(data))
     if isinstance(data, (np.ndarray, Tensor)) and data.ndim == 1:
         tokens = torch.as_tensor(data)
-        draw = _windows(captured, tokens, window=window, batch=batch, seed=seed)
+        draw = Draw(
+            batches=_windows(captured, tokens, window=window, batch=batch, seed=seed),
+            sha256=digest([{"tokens": tokens}]),
+        )
         if not noise:
             return draw
         known = captured.config.get("vocab_size")
         vocabulary = known if isinstance(known, int) else int(tokens.max()) + 1
-        return _with_noise(draw, noise, vocabulary, seed)
+        return replace(draw, batches=_with_noise(draw, noise, vocabulary, seed))
     if noise:
         raise UsageError("noise replaces tokens of a text, and the data is none; leave it out")
     fixed = calibration_batches(captured, data, window=window, seed=seed, batch_size=batch)
     order = np.random.default_rng(seed).permutation(len(fixed))
-    return lambda step: dict(fixed[order[step % len(fixed)]])
+    return Draw(batches=lambda step: dict(fixed[order[step % len(fixed)]]), sha256=digest(fixed))
 
 
 def _windows(
     captured: CapturedModel, tokens: Tensor, *, window: int, batch: int, seed: int
-) -> Draw:
+) -> Batches:
     """Return random windows, anywhere in the text."""
     if len(tokens) < window:
         raise CalibrationError(
@@ -79,7 +100,7 @@ def _windows(
     return draw
 
 
-def _with_noise(draw: Draw, noise: float, vocabulary: int, seed: int) -> Draw:
+def _with_noise(draw: Draw, noise: float, vocabulary: int, seed: int) -> Batches:
     """Return ``draw`` with a fraction of all tokens replaced by any of the vocabulary."""
 
     def noisy(step: int) -> dict[str, Tensor]:

@@ -20,8 +20,10 @@ from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.recovery.checkpoint import Checkpoint
 from edgesparse.recovery.data import draws
 from edgesparse.recovery.hidden import Watched, blocks_of
+from edgesparse.recovery.job import job
 from edgesparse.recovery.loop import Loop
 from edgesparse.recovery.progress import Limits, RecoveryProgress
+from edgesparse.recovery.room import require_room
 from edgesparse.recovery.sharded import shard
 from edgesparse.recovery.student import Student, teacher_of
 
@@ -76,7 +78,8 @@ def recover(
         hidden: Weight of a second loss, the relative squared error of the hidden tensors between
             the model's blocks; 0 compares outputs only. For encoders and networks of convolutions.
         checkpoint: A file to save the state in every minute and when the run ends, however it
-            ends; and to go on from if it exists.
+            ends; and to go on from if it exists and is of the same job: the same model, teacher,
+            data, options and code. ``steps`` and ``minutes`` may differ.
         team: Processes that share the work, each with the same arguments: every one runs ``batch``
             examples of its own in a forward pass and holds its part of what is trained
             (``recovery.sharded``). R of them make what one makes with R times ``accumulate``, up to
@@ -85,11 +88,12 @@ def recover(
 
     Raises:
         UsageError: Neither ``minutes`` nor ``steps``, an option that is not positive, ``gradual``
-            or ``noise`` not in [0, 1), ``hidden`` for a model without blocks, or a team for one
-            whose blocks share weights.
+            or ``noise`` not in [0, 1), ``hidden`` for a model without blocks, a team for one whose
+            blocks share weights, or less memory than training takes for sure.
         DeviceError: Another process of the team is gone.
-        CalibrationError: Too little data, a checkpoint of another model, or a loss that is not
-            finite.
+        CalibrationError: Too little data, a damaged checkpoint, or a loss that is not finite.
+        ResumeRefused: The checkpoint is of another job; the difference is named.
+        FormatError: The checkpoint cannot be written, or there is no room for it.
     """
     if not minutes and not steps:
         raise UsageError("recover needs a limit: minutes=10, or steps=1000")
@@ -101,6 +105,11 @@ def recover(
             raise UsageError(f"{name} is {fraction}, expected at least 0 and less than 1")
     teacher, team = teacher or compressed.captured, team or Team()
     target = torch.device(device)
+    require_room(
+        compressed, held_whole=target.type == "cpu" and team.size == 1,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        keeps_best=validation is not None,
+    )  # fmt: skip
     begin = target if team.size == 1 else torch.device("cpu")
     limits = Limits(steps=steps, minutes=minutes, patience=patience)
     draw = draws(teacher, data, window=window, batch=batch, seed=seed, noise=noise)
@@ -127,11 +136,18 @@ def recover(
         hidden=watched,
         team=team,
     )
-    saved = None if checkpoint is None else Checkpoint(Path(checkpoint), team)
+    options = {"lr": lr, "seed": seed, "gradual": gradual, "noise": noise, "hidden": hidden}
+    saved = None
+    if checkpoint is not None:
+        more = {
+            "batch": batch, "window": window, "patience": patience, "device": target.type,
+            "batches a step": accumulate * team.size,
+        }  # fmt: skip
+        work = job(compressed, teacher, data=draw, validation=held_out, options=options | more)
+        saved = Checkpoint(Path(checkpoint), work, team)
     with team.together():
         history = loop.run(draw, held_out, limits, saved, progress, masks)
         packed, kept = student.pack()
-    options = {"lr": lr, "seed": seed, "gradual": gradual, "noise": noise, "hidden": hidden}
     return dataclasses.replace(
         compressed,
         packed=packed,

@@ -12,7 +12,8 @@ from edgesparse.calibrate.activations import Activations
 from edgesparse.calibrate.residence import Streamed, outermost_blocks
 from edgesparse.compression import compress
 from edgesparse.errors import CalibrationError, UsageError
-from edgesparse.footprint import fit_in_memory, resident_nbytes
+from edgesparse.footprint import fit_in_memory
+from edgesparse.memory import resident_nbytes
 from edgesparse.model import CapturedModel, CompressedModel
 
 Same = Callable[[CompressedModel, CompressedModel], None]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +19,7 @@ from edgesparse import exporters
 from edgesparse.budget import Budget
 from edgesparse.errors import (
     BudgetExceeded,
+    FormatError,
     MissingDependency,
     OutputExists,
     SourceError,
@@ -185,6 +190,47 @@ def test_a_failed_export_takes_the_folders_it_made_along(toy: Toy, tmp_path: Pat
     toy.fails = None
     export(model(), path=tmp_path / "new" / "folders" / "a.toy")
     assert files(tmp_path / "new" / "folders") == ["a.toy"]
+
+
+def test_room_is_asked_for_before_the_file_is_written(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=NBYTES - 1))
+    toy.fails = AssertionError("it was begun")
+    with pytest.raises(FormatError, match=r"1\.00 kB are needed, 999 B are free"):
+        export(model(), path=tmp_path / "new" / "a.toy")
+    assert files(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_is_an_error_of_ours_and_leaves_what_was_there(
+    toy: Toy, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.toy"
+    path.write_text("precious")
+    toy.fails = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FormatError, match=r"cannot write .*a\.toy: No space left on device"):
+        export(model(), path=path, force=True)
+    assert path.read_text() == "precious"
+    toy.fails = OSError(errno.EBADF, "Bad file descriptor")  # that is a defect, and looks like one
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        export(model(), path=path, force=True)
+    assert files(tmp_path) == ["a.toy"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[bool, bool]] = []
+    fsync, path = os.fsync, tmp_path / "a.toy"
+
+    def watched(descriptor: int) -> None:
+        flushed.append((stat.S_ISREG(os.fstat(descriptor).st_mode), path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    export(model(), path=path)
+    assert flushed == [(True, False), (False, True)]  # the file, then the name
 
 
 @pytest.mark.parametrize(

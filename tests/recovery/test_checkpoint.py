@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgesparse.errors import CalibrationError
+from edgesparse.errors import CalibrationError, FormatError
 from edgesparse.recovery.checkpoint import Checkpoint
 from edgesparse.recovery.progress import Best, Position
 
@@ -67,6 +69,7 @@ def test_whole_it_is_taken(damaged: Callable[[Damage], Checkpoint]) -> None:
         lambda tensors, where: where.update(step=[]),
         lambda tensors, where: where.update(seconds=10**400),
         lambda tensors, where: where.update(least="x"),
+        lambda tensors, where: where.update(job=[1]),
     ],
 )
 def test_parts_that_do_not_fit(damaged: Callable[[Damage], Checkpoint], change: Damage) -> None:
@@ -77,3 +80,36 @@ def test_parts_that_do_not_fit(damaged: Callable[[Damage], Checkpoint], change: 
         damaged(change).restore(student, optimizer, at, Best(patience=3))
     assert at.step == 0
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_a_disk_that_refuses_leaves_the_earlier_one(
+    damaged: Callable[[Damage], Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = damaged(lambda tensors, where: None)
+    before = (tmp_path / "state.safetensors").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        (tmp_path / ".state.safetensors.partial").write_bytes(b"half of")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("edgesparse.recovery.checkpoint.save_file", full)
+    with pytest.raises(FormatError, match=r"No space left on device .* an earlier one is left"):
+        checkpoint.write(*trained(), Position(step=8), Best(patience=3))
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[bool, list[str]]] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        names = sorted(path.name for path in tmp_path.iterdir())
+        flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), names))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    Checkpoint(tmp_path / "s").write(*trained(), Position(), Best(patience=3))
+    assert flushed == [(False, [".s.partial"]), (True, ["s"])]

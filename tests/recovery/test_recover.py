@@ -1,5 +1,6 @@
 """Recovery: what is trained, what is frozen, that what is measured is what ships."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import edgesparse as es
-from edgesparse.errors import CalibrationError, UsageError
+from edgesparse.errors import CalibrationError, ResumeRefused, UsageError
 from edgesparse.model import CapturedModel, CompressedModel, TensorKind
 from edgesparse.recovery import RecoveryProgress, recover
 from edgesparse.recovery.data import draws
@@ -111,16 +112,38 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(
-    captured: CapturedModel, tmp_path: Path
+    captured: CapturedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "state.safetensors"
     file.write_bytes(b"not a checkpoint at all")
     with pytest.raises(CalibrationError, match="cannot be read"):
         recover(small(captured), data=TOKENS, steps=1, batch=2, window=16, checkpoint=file)
     file.unlink()
-    recover(small(captured), data=TOKENS, steps=1, batch=2, window=16, checkpoint=file)
-    with pytest.raises(CalibrationError, match="another model or plan"):
-        recover(small(captured, 16), data=TOKENS, steps=1, batch=2, window=16, checkpoint=file)
+    before, options = small(captured), {"data": TOKENS, "batch": 2, "window": 16, "seed": 0}
+    recover(before, steps=1, checkpoint=file, **options)
+    written = file.read_bytes()
+
+    def refused(words: str, model: CompressedModel = before, **changed: object) -> None:
+        with pytest.raises(ResumeRefused, match=f"is of another job: {words} was .* and is"):
+            recover(model, steps=2, checkpoint=file, **{**options, **changed})  # type: ignore[arg-type]
+
+    refused(r"model\.sha256", small(captured, 16))
+    refused(r"teacher\.sha256", teacher=other_teacher(captured))
+    refused(r"data\.sha256", data=TOKENS.flip(0))
+    refused("validation", validation=TOKENS)
+    refused(r"options\.seed", seed=1)
+    refused("options.batches a step", accumulate=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(es, "__version__", "0.0.1")
+        refused(r"code\.edgesparse")
+    assert file.read_bytes() == written
+    recover(before, steps=2, checkpoint=file, **options)  # more of the same may be asked for
+
+
+def other_teacher(captured: CapturedModel) -> CapturedModel:
+    weights = {name: value + 0.0 for name, value in captured.weights().items()}
+    next(iter(weights.values())).view(-1)[0] += 1
+    return dataclasses.replace(captured, weights=lambda: weights)
 
 
 def test_training_stops_when_the_held_out_text_gets_no_better(captured: CapturedModel) -> None:

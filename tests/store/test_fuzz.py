@@ -13,7 +13,9 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench" / "fuzz_readers.py"
 COUNTS = {"safetensors": 500, "manifest": 300, "pack": 200, "deflated": 200, "config": 40,
           "model": 40, "bin": 100, "pt2": 40,
-          "recipe": 300, "tokenizer": 100, "journal": 60, "plan": 100, "pte": 15,
+          "recipe": 300, "tokenizer": 100, "journal": 60, "plan": 100, "npz": 300, "search": 300,
+          "losses": 300, "pte": 15, "ptd": 15, "bpte": 200, "mlmodel": 100, "mlweights": 100,
+          "mlmanifest": 100,
           "record": 200, "bundle": 100, "checkpoint": 100}  # fmt: skip
 
 
