@@ -31,6 +31,7 @@ from numba.extending import (
     unbox,
 )
 
+from edgesparse_kernels import _amx
 from edgesparse_kernels._simd import (
     FLOATS,
     I1,
@@ -62,9 +63,11 @@ class InstructionSet:
     name: str
 
 
-GENERIC, AVX2, AVX512 = (InstructionSet(name) for name in ("generic", "avx2", "avx512"))
+GENERIC, AVX2, AVX512, AMX = (InstructionSet(name) for name in ("generic", "avx2", "avx512", "amx"))
+_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vbmi2", "avx512vnni"}
 _NEEDS = {
-    AVX512: {"avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vbmi2", "avx512vnni"},
+    AMX: _AVX512 | _amx.FEATURES,
+    AVX512: _AVX512,
     AVX2: {"avx2", "fma", "f16c", "popcnt"},
     GENERIC: set[str](),
 }
@@ -80,11 +83,12 @@ def available() -> tuple[InstructionSet, ...]:
     else:
         host = llvmlite.binding.get_host_cpu_features()
         features = {name for name, present in host.items() if present}
-    return tuple(isa for isa, needs in _NEEDS.items() if needs <= features)
+    found = [isa for isa, needs in _NEEDS.items() if needs <= features]
+    return tuple(isa for isa in found if isa is not AMX or _amx.is_permitted())
 
 
 def best() -> InstructionSet:
-    """Return the set to use; ``EDGESPARSE_ISA=generic`` or ``avx2`` asks for a lesser one.
+    """Return the set to use; ``EDGESPARSE_ISA=avx2``, say, asks for a lesser one.
 
     Raises:
         ValueError: The set asked for is not one this processor has.
@@ -98,14 +102,21 @@ def best() -> InstructionSet:
 
 
 class IsaType(types.Type):
-    """The numba type of one instruction set."""
+    """The numba type of one instruction set.
 
-    def __init__(self, isa: str) -> None:
-        self.isa = isa
-        super().__init__(name=f"isa({isa})")
+    Attributes:
+        isa: Its vectors: AMX is AVX-512 and tiles beside.
+        has_tiles: Whether it has those.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._of = name
+        self.has_tiles = name == "amx"
+        self.isa = "avx512" if self.has_tiles else name
+        super().__init__(name=f"isa({name})")
 
     def __reduce__(self) -> tuple[type[IsaType], tuple[str]]:
-        return IsaType, (self.isa,)
+        return IsaType, (self._of,)
 
 
 @typeof_impl.register(InstructionSet)

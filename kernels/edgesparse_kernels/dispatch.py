@@ -152,7 +152,7 @@ def can_gather(matrix: StructuredMatrix) -> bool:
     return (
         matrix.columns > 0
         and (whole or matrix.group_size >= matrix.columns)
-        and _isa.best() in (_isa.AVX512, _isa.AVX2)
+        and _isa.best() is not _isa.GENERIC
     )
 
 

@@ -12,7 +12,7 @@ INTEGERS = (Activations.INT8, Activations.INT16)
 NAMES = ["dense2", "dense3", "dense4", "dense8", "bitmask2", "bitmask3", "bitmask4", "bitmask8"]
 
 
-@pytest.fixture(params=["generic", "avx2", "avx512"])
+@pytest.fixture(params=["generic", "avx2", "avx512", "amx"])
 def isa(request, monkeypatch) -> str:
     if request.param not in {isa.name for isa in _isa.available()}:
         pytest.skip(f"this processor has no {request.param}")
@@ -61,6 +61,17 @@ def test_the_same_bits_everywhere(isa, make_matrix, name, shape, group_size):
         magnitude = np.abs(x).astype(np.float64) @ np.abs(weights).astype(np.float64).T
         error = np.abs(product(x, matrix, Activations.FLOAT32) - exact)
         assert np.all(error <= 2.0**-22 * (shape[1] + 4) * magnitude)
+
+
+@pytest.mark.parametrize("name", ["dense2", "dense8", "bitmask3", "bitmask4"])
+@pytest.mark.parametrize("group_size", [32, 64, 128, 1000])
+def test_rows_in_sixteens_and_what_is_left(isa, make_matrix, name, group_size):
+    """Matrix tiles take sixteen rows by 64 columns; other rows and columns go on beside them."""
+    matrix, _ = make_matrix(name, 37, 328, group_size=group_size)
+    for batch in (15, 16, 35):
+        x = draw((batch, 328))
+        for kind in INTEGERS:
+            assert np.array_equal(product(x, matrix, kind), activations.matmul(x, matrix, kind))
 
 
 def test_more_than_65536_columns(isa, make_matrix):

@@ -9,7 +9,7 @@ from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.columns import by_column, matvec
 
 
-@pytest.fixture(params=["generic", "avx2", "avx512"])
+@pytest.fixture(params=["generic", "avx2", "avx512", "amx"])
 def isa(request, monkeypatch) -> str:
     if request.param not in {isa.name for isa in _isa.available()}:
         pytest.skip(f"this processor has no {request.param}")

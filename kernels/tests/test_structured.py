@@ -23,7 +23,7 @@ def case(request):
     return request.param
 
 
-@pytest.fixture(params=["generic", "avx2", "avx512"])
+@pytest.fixture(params=["generic", "avx2", "avx512", "amx"])
 def isa(request, monkeypatch):
     from edgesparse_kernels import _isa
 

@@ -166,7 +166,7 @@ STRUCTURED = {
 }
 
 
-@pytest.fixture(params=["generic", "avx2", "avx512"])
+@pytest.fixture(params=["generic", "avx2", "avx512", "amx"])
 def isa(request, monkeypatch):
     if request.param not in {each.name for each in _isa.available()}:
         pytest.skip(f"this processor has no {request.param}")
