@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from edgesparse_kernels.layout import CELL, SLACK, TILE_ROWS, aligned, quads, tiles
@@ -16,6 +16,7 @@ from edgesparse.formats.checks import (
     check_shape,
     check_spec,
 )
+from edgesparse.formats.family import Family
 from edgesparse.formats.numbers import (
     check_numbers,
     number_buffers,
@@ -35,39 +36,17 @@ from edgesparse.formats.planes import (
 )
 from edgesparse.formats.prediction import expected_codes
 from edgesparse.formats.tiles import from_cells, pad_buffer, to_cells
-from edgesparse.packed import SYMMETRIC, TABLE, Codes, FormatSpec, PackedTensor, matrix_shape
+from edgesparse.packed import Codes, FormatSpec, PackedTensor, matrix_shape
 from edgesparse.pattern import Pattern
 
 BLOCK = 1 << 22
 """Codes read back at once: more would not be faster and take 20 bytes of memory each."""
 
 
-@dataclass(frozen=True)
-class Bitmask:
+class Bitmask(Family):
     """The bitmask layout with codes of ``bits`` bits: 2, 3, 4, 8, or 16 for float16 values."""
 
-    bits: int
-    version: int = 1
-
-    @property
-    def name(self) -> str:
-        """Row of the format registry."""
-        return f"bitmask{self.bits}"
-
-    def spec(
-        self, *, group_size: int, pattern: Pattern, scheme: str = SYMMETRIC, table_rows: int = 0
-    ) -> FormatSpec:
-        """Return the spec of this format with these parameters."""
-        return FormatSpec(
-            name=self.name,
-            version=self.version,
-            bits=self.bits,
-            group_size=group_size,
-            pattern=pattern,
-            scale_dtype="none" if self.bits == 16 or scheme == TABLE else "float16",
-            scheme=scheme,
-            table_rows=table_rows,
-        )
+    prefix: ClassVar[str] = "bitmask"
 
     def predict_nbytes(self, spec: FormatSpec, shape: tuple[int, ...]) -> dict[str, int]:
         """Return the expected bytes of each buffer for a random mask of ``spec.pattern``.

@@ -6,7 +6,7 @@ chosen when a mask would cost more bytes than it saves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from edgesparse_kernels.layout import CELL, aligned, quads, tiles
@@ -20,6 +20,7 @@ from edgesparse.formats.checks import (
     check_shape,
     check_spec,
 )
+from edgesparse.formats.family import Family
 from edgesparse.formats.numbers import (
     check_numbers,
     number_buffers,
@@ -30,36 +31,14 @@ from edgesparse.formats.numbers import (
 )
 from edgesparse.formats.planes import Plane, planes
 from edgesparse.formats.tiles import from_cells, pad_buffer, to_cells
-from edgesparse.packed import SYMMETRIC, TABLE, Codes, FormatSpec, PackedTensor, matrix_shape
+from edgesparse.packed import Codes, FormatSpec, PackedTensor, matrix_shape
 from edgesparse.pattern import Pattern
 
 
-@dataclass(frozen=True)
-class Dense:
+class Dense(Family):
     """The dense layout with codes of ``bits`` bits: 2, 3, 4 or 8."""
 
-    bits: int
-    version: int = 1
-
-    @property
-    def name(self) -> str:
-        """Row of the format registry."""
-        return f"dense{self.bits}"
-
-    def spec(
-        self, *, group_size: int, pattern: Pattern, scheme: str = SYMMETRIC, table_rows: int = 0
-    ) -> FormatSpec:
-        """Return the spec of this format with these parameters."""
-        return FormatSpec(
-            name=self.name,
-            version=self.version,
-            bits=self.bits,
-            group_size=group_size,
-            pattern=pattern,
-            scale_dtype="none" if scheme == TABLE else "float16",
-            scheme=scheme,
-            table_rows=table_rows,
-        )
+    prefix: ClassVar[str] = "dense"
 
     def predict_nbytes(self, spec: FormatSpec, shape: tuple[int, ...]) -> dict[str, int]:
         """Return the bytes of each buffer; exact, they depend on the shape alone."""
