@@ -21,8 +21,7 @@ struct Avx2 : Portable {
     __m256i first, second;  // code + 8
   };
   using Bytes = Lanes;
-  // Products of 4-bit codes and digits are at most 15 * 128: eight quads of them, two by two, fit in
-  // 16 bits, and widening sums takes as long as adding to them.
+  // Four octets are 16 products for a sum of 16 bits, each of at most 15 * 128: 30,720 together.
   static constexpr int64_t kNarrow = 4;
   struct Pair {
     Sums wide, narrow;
