@@ -3,7 +3,8 @@
 The owner becomes an instance of a subclass of its own class in which the parameter's attribute is
 a property. Code that reads ``module.weight`` keeps working, wherever it stands. Where the owner's
 forward is exactly that of ``nn.Linear`` or ``nn.Embedding`` it is replaced by the payload's own
-product or look-up, which never makes the dense weight.
+product or look-up, which need not make the dense weight; that of a 1x1 convolution is where it is
+asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from functools import cache
 from typing import Protocol
 
 from torch import Tensor, nn
+
+from edgesparse.runtime.pointwise import at_every_place, is_pointwise
 
 
 class Payload(Protocol):
@@ -27,19 +30,27 @@ class Payload(Protocol):
         """Return the rows ``indices`` of the weight, shape (*indices.shape, K)."""
 
 
-def bind(owner: nn.Module, leaf: str, payload: nn.Module) -> None:
+def bind(owner: nn.Module, leaf: str, payload: nn.Module, *, as_linear: bool = False) -> None:
     """Make ``owner.<leaf>`` come from ``payload``, in place.
 
     The payload is registered as the submodule ``<leaf>_payload``; registering the same payload
     with several owners is how tied weights stay one.
+
+    Args:
+        owner: The module that has the parameter.
+        leaf: The parameter's name there.
+        payload: A ``Payload``.
+        as_linear: Compute a 1x1 convolution as the payload's linear product at every place. A graph
+            for a converter keeps the convolution.
     """
     owner._parameters.pop(leaf)
     owner.register_module(f"{leaf}_payload", payload)
-    owner.__class__ = _bound_class(type(owner), leaf)  # type: ignore[arg-type]  # classes do hash
+    pointwise = as_linear and type(owner) in (nn.Conv1d, nn.Conv2d) and is_pointwise(owner)
+    owner.__class__ = _bound_class(type(owner), leaf, pointwise)  # type: ignore[arg-type]  # classes do hash
 
 
 @cache
-def _bound_class(base: type[nn.Module], leaf: str) -> type[nn.Module]:
+def _bound_class(base: type[nn.Module], leaf: str, pointwise: bool) -> type[nn.Module]:
     """Return the subclass of ``base`` whose ``leaf`` is computed."""
     slot = f"{leaf}_payload"
 
@@ -52,6 +63,8 @@ def _bound_class(base: type[nn.Module], leaf: str) -> type[nn.Module]:
         members["forward"] = _linear_forward
     if leaf == "weight" and base.forward is nn.Embedding.forward:
         members["forward"] = _embedding_forward
+    if leaf == "weight" and pointwise:
+        members["forward"] = _pointwise_forward
     return type(f"Packed{base.__name__}", (base,), members)
 
 
@@ -66,3 +79,8 @@ def _embedding_forward(self: nn.Embedding, input: Tensor) -> Tensor:  # noqa: A0
         return nn.Embedding.forward(self, input)
     payload: Payload = self._modules["weight_payload"]  # type: ignore[assignment]
     return payload.embedding(input)
+
+
+def _pointwise_forward(self: nn.Conv1d | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002
+    payload: Payload = self._modules["weight_payload"]  # type: ignore[assignment]
+    return at_every_place(lambda x: payload.linear(x, self.bias), input, self.stride)

@@ -28,8 +28,8 @@ from edgesparse.runtime.payload import DecodedSlot, ExportablePayload, PackedPay
 def build_packed(compressed: CompressedModel, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return a module in evaluation mode that computes from the packed bytes.
 
-    Linear layers and embeddings run on the packed kernels. Any other owner of a packed weight
-    (a convolution, a traced graph) decodes it when it reads it; of those at
+    Linear layers, 1x1 convolutions and embeddings run on the packed kernels. Any other owner of a
+    packed weight (a larger convolution, a traced graph) decodes it when it reads it; of those at
     most one weight is held decoded at a time.
 
     Args:
@@ -114,7 +114,7 @@ def _build(
     for name, packed in compressed.packed.items():
         shared = payload(name, packed)
         for owner, leaf in _owners(module, _names(compressed, name)):
-            bind(owner, leaf, shared)
+            bind(owner, leaf, shared, as_linear=isinstance(shared, PackedPayload))
     return _finish(module, compressed, dtype)
 
 

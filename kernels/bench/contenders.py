@@ -14,7 +14,7 @@ from edgesparse_kernels.activations import Activations
 from numpy.typing import NDArray
 
 from edgesparse.formats.operand import open_matrix
-from edgesparse.packed import FORMATS, Codes
+from edgesparse.packed import FORMATS, Codes, PackedTensor
 from edgesparse.pattern import Pattern
 
 Floats = NDArray[np.float32]
@@ -56,6 +56,23 @@ def ours(
     weights: Floats, x: Floats, copies: Callable[[int], int], threads: int, kind: Activations
 ) -> Iterator[Contender]:
     """Yield our kernels on random masks, group 128."""
+    for name, packed, decoded in packed_weights(weights):
+        count = copies(packed.nbytes)
+        matrices = [open_matrix(copy_of(packed)) for _ in range(count)]
+        out = np.empty((len(x), len(weights)), np.float32)
+
+        def run(i: int, matrices=matrices, out=out) -> None:
+            kernels.matmul(x, matrices[i % len(matrices)], out=out, kind=kind, threads=threads)
+
+        for i in range(count):  # where there are no gathers, structured masks become dense once
+            run(i)
+        exact = x.astype(np.float64) @ decoded.T.astype(np.float64)
+        error = float(np.linalg.norm(out - exact) / np.linalg.norm(exact))
+        yield Contender(name, run, packed.nbytes, error)
+
+
+def packed_weights(weights: Floats) -> Iterator[tuple[str, PackedTensor, Floats]]:
+    """Yield name, pack and decoded values of ``weights`` with a random mask for each layout."""
     rows = len(weights)
     for name, text, sparsity in OURS:
         pattern = Pattern.parse(text, sparsity=sparsity)
@@ -72,21 +89,11 @@ def ours(
             group_size=128,
         )
         packed = FORMATS.get(name).pack(codes, pattern=pattern)
-        count = copies(packed.nbytes)
-        matrices = [open_matrix(_copy(packed)) for _ in range(count)]
-        out = np.empty((len(x), rows), np.float32)
-
-        def run(i: int, matrices=matrices, out=out) -> None:
-            kernels.matmul(x, matrices[i % len(matrices)], out=out, kind=kind, threads=threads)
-
-        for i in range(count):  # where there are no gathers, structured masks become dense once
-            run(i)
-        exact = x.astype(np.float64) @ codes.decode().T.astype(np.float64)
-        error = float(np.linalg.norm(out - exact) / np.linalg.norm(exact))
-        yield Contender(f"{name} {100 * sparsity:.0f} %", run, packed.nbytes, error)
+        yield f"{name} {100 * sparsity:.0f} %", packed, codes.decode()
 
 
-def _copy(packed):
+def copy_of(packed: PackedTensor) -> PackedTensor:
+    """Return the same pack in memory of its own."""
     buffers = {name: buffer.copy() for name, buffer in packed.buffers.items()}
     return type(packed)(spec=packed.spec, shape=packed.shape, buffers=buffers)
 

@@ -17,6 +17,10 @@ from edgesparse_kernels import activations as integer
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.structured import StructuredMatrix
 
+from edgesparse.formats.operand import open_matrix
+from edgesparse.packed import FORMATS, Codes
+from edgesparse.pattern import DENSE
+
 ISAS = {"scalar": 0, "avx2": 1, "avx512": 2, "neon": 3, "dotprod": 4, "i8mm": 5}
 LAYOUTS = {"nm4": 2, "n64": 3, "column16": 4, "block16x8": 5}
 NAMES = ["dense2", "dense3", "dense4", "dense8", "bitmask2", "bitmask3", "bitmask4", "bitmask8"]
@@ -215,6 +219,25 @@ def test_tiny_and_huge_activations(host, host_isa, make_matrix, value):
     x = np.full((1, 64), value, np.float32)
     found = host(matrix, x, activations=Activations.INT16, isa=host_isa)
     assert np.array_equal(found[0], integer.matmul(x, matrix, Activations.INT16))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ["dense4", "bitmask4"])
+@pytest.mark.parametrize("code", [7, -8])
+@pytest.mark.parametrize("value", [1.0, 128.0, -128.0])
+def test_the_largest_codes_and_digits(host, host_isa, name, code, value, batch):
+    """Sums of 16 bits come nearest to overflowing here; 128 is the digits 1 and -128."""
+    shape = 16, 256
+    codes = Codes(
+        values=np.full(shape, code, np.int8), scales=np.ones((16, 2), np.float16),
+        keep_mask=np.ones(shape, np.bool_), bits=4, group_size=128,
+    )  # fmt: skip
+    matrix = open_matrix(FORMATS.get(name).pack(codes, pattern=DENSE))
+    x = np.full((batch, 256), value, np.float32)
+    for mode in (Activations.INT8, Activations.INT16):
+        x[:, ::128] = 32512.0 if mode is Activations.INT16 and value != 1.0 else value
+        found, _ = host(matrix, x, activations=mode, isa=host_isa)
+        assert np.array_equal(found, integer.matmul(x, matrix, mode))
 
 
 @pytest.mark.parametrize("name", ["dense4", "bitmask3", "bitmask4", "bitmask16"])

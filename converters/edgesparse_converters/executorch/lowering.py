@@ -125,6 +125,8 @@ def _place(module: torch.nn.Module, name: str) -> tuple[str, str, str]:
     """Return (owning module, parameter, kind) of a state-dict name."""
     import torch
 
+    from edgesparse.runtime.pointwise import is_pointwise
+
     owner, _, attribute = name.rpartition(".")
     found = module.get_submodule(owner)
     kind = "other"
@@ -136,18 +138,6 @@ def _place(module: torch.nn.Module, name: str) -> tuple[str, str, str]:
     if attribute == "weight" and is_pointwise(found):
         kind = "pointwise"
     return owner, attribute, kind
-
-
-def is_pointwise(module: torch.nn.Module) -> bool:
-    """Whether a module is a convolution that is a linear layer at every place."""
-    import torch
-
-    return (
-        isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d)
-        and set(module.kernel_size) == {1}
-        and set(module.padding) == {0}
-        and module.groups == 1
-    )
 
 
 def _automatic(packed: PackedTensor, kinds: list[str], *, is_expert: bool) -> str:

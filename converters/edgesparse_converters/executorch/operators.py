@@ -16,6 +16,7 @@ from edgesparse.formats.operand import DTYPES
 from edgesparse.packed import FORMATS, Codes, PackedTensor
 from edgesparse.pattern import DENSE
 from edgesparse.runtime.ops import PackedArguments, packed_arguments
+from edgesparse.runtime.pointwise import at_every_place
 from edgesparse_converters.executorch.arithmetic import packed_linear
 
 LINEAR = "edgesparse::linear.activations_out"
@@ -127,12 +128,7 @@ class Pointwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[B, outputs, ...]`` for ``[B, inputs, ...]``."""
-        for dim, step in enumerate(self.stride, start=x.ndim - len(self.stride)):
-            if step > 1:
-                x = x[(slice(None),) * dim + (slice(None, None, step),)]
-        channels = -1 - len(self.stride)
-        y: Tensor = self.linear(x.movedim(channels, -1))
-        return y.movedim(-1, channels)
+        return at_every_place(self.linear, x, self.stride)
 
 
 class PackedEmbedding(_Packed):

@@ -3,6 +3,7 @@
 
 #include "attention.hpp"
 #include "attending.hpp"
+#include "rounding.hpp"
 
 namespace {
 
@@ -12,14 +13,6 @@ bool is_sound(const edgesparse_attention* a) {
   return a && a->heads > 0 && a->cached_heads > 0 && a->heads % a->cached_heads == 0 &&
          a->tokens >= 0 && a->positions >= 0 && a->width > 0 &&
          (!a->tokens || (a->query && a->out)) && (!a->positions || (a->keys && a->values));
-}
-
-// The nearest integer, ties to even: the sum has no bits below 1 left.
-int8_t nearest(float x) {
-  const float shifted = x + 12582912.0f;  // 1.5 * 2^23
-  int32_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  return static_cast<int8_t>(bits - 0x4B400000);
 }
 
 }  // namespace
@@ -61,7 +54,8 @@ edgesparse_status edgesparse_quantize_rows(const float* x, int64_t rows, int64_t
     // Below this the reciprocal would overflow; such a row counts as zeros.
     if (scale < 1.17549435e-38f) scale = 0.0f;
     const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    for (int64_t k = 0; k < width; ++k) out[k] = scale > 0.0f ? nearest(x[k] * inverse) : int8_t{0};
+    for (int64_t k = 0; k < width; ++k)
+      out[k] = scale > 0.0f ? static_cast<int8_t>(nearest(x[k] * inverse)) : int8_t{0};
     std::memcpy(out + width, &scale, sizeof scale);
   }
   return EDGESPARSE_OK;

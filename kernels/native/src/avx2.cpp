@@ -21,25 +21,43 @@ struct Avx2 : Portable {
     __m256i first, second;  // code + 8
   };
   using Bytes = Lanes;
-  using Pair = Sums;
+  // Four octets are 16 products for a sum of 16 bits, each of at most 15 * 128: 30,720 together.
+  static constexpr int64_t kNarrow = 4;
+  struct Pair {
+    Sums wide, narrow;
+  };
 
-  static Lanes low(const uint8_t* codes) { return low_nibbles(load_bytes(codes)); }
-  static Lanes high(const uint8_t* codes) { return high_nibbles(load_bytes(codes)); }
-  static Lanes expand_low(const uint8_t* codes, uint64_t mask) {
-    return low_nibbles(expand_bytes(codes, mask));
+  static void octet(const uint8_t* codes, Lanes& low, Lanes& high) {
+    const Lanes bytes = offset_codes(load_bytes(codes));
+    low = low_nibbles(bytes);
+    high = high_nibbles(bytes);
   }
-  static Lanes expand_high(const uint8_t* codes, uint64_t mask) {
-    return high_nibbles(expand_bytes(codes, mask));
+  static void expand_octet(const uint8_t*& evens, const uint8_t*& odds, const uint8_t* masks,
+                           Lanes& low, Lanes& high) {
+    low = low_nibbles(offset_codes(expand_bytes(evens, masks)));
+    high = high_nibbles(offset_codes(expand_bytes(odds, masks + 8)));
   }
-  static Sums start(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
-  static void dot_lanes(Sums& sums, const Lanes& lanes, const int8_t* digits) {
-    const auto* at = reinterpret_cast<const uint8_t*>(digits);
-    const __m256i four = _mm256_set1_epi32(static_cast<int>(load_u32(at)));
-    sums.low = _mm256_add_epi32(sums.low, products(lanes.first, four, 4));
-    sums.high = _mm256_add_epi32(sums.high, products(lanes.second, four, 4));
+  static Pair start(int32_t value) {
+    const __m256i all = _mm256_set1_epi32(value), none = _mm256_setzero_si256();
+    return {{all, all}, {none, none}};
   }
-  static Sums total(const Sums& even, const Sums& odd) {
-    return {_mm256_add_epi32(even.low, odd.low), _mm256_add_epi32(even.high, odd.high)};
+  static void dot_octet(Pair& sums, const Lanes& low, const Lanes& high, const int8_t* digits) {
+    const Bytes first = repeat4(digits), second = repeat4(digits + kQuad);
+    add_narrow(sums.narrow, low, first);
+    add_narrow(sums.narrow, high, second);
+  }
+  static void dot_low(Pair& sums, const Lanes& low, const int8_t* digits) {
+    add_narrow(sums.narrow, low, repeat4(digits));
+    widen(sums);
+  }
+  static void dot_high(Pair& sums, const Lanes& high, const int8_t* digits) {
+    dot_low(sums, high, digits);
+  }
+  static void widen(Pair& sums) {
+    const __m256i ones = _mm256_set1_epi16(1), none = _mm256_setzero_si256();
+    sums.wide.low = _mm256_add_epi32(sums.wide.low, _mm256_madd_epi16(sums.narrow.low, ones));
+    sums.wide.high = _mm256_add_epi32(sums.wide.high, _mm256_madd_epi16(sums.narrow.high, ones));
+    sums.narrow = {none, none};
   }
 
   static Bytes repeat4(const int8_t* x) {
@@ -60,11 +78,12 @@ struct Avx2 : Portable {
   }
   static void add_products(Pair& sums, const Lanes& low, const Bytes& first, const Lanes& high,
                            const Bytes& second) {
-    sums.low = _mm256_add_epi32(sums.low, both(low.first, high.first, first.first, second.first));
-    sums.high =
-        _mm256_add_epi32(sums.high, both(low.second, high.second, first.second, second.second));
+    Sums& wide = sums.wide;
+    wide.low = _mm256_add_epi32(wide.low, both(low.first, high.first, first.first, second.first));
+    wide.high =
+        _mm256_add_epi32(wide.high, both(low.second, high.second, first.second, second.second));
   }
-  static Sums total(const Pair& sums) { return sums; }
+  static Sums total(const Pair& sums) { return sums.wide; }
   static int64_t pack(const int8_t* x, int64_t count, uint64_t bits, int8_t* to) {
     const int8_t* begin = to;
     for (int64_t i = 0; i < count; i += 8, bits >>= 8) {
@@ -96,15 +115,12 @@ struct Avx2 : Portable {
 
   static void expand(const uint8_t* codes, uint64_t mask, int shift, int low, uint8_t* lanes) {
     const __m128i amount = _mm_cvtsi32_si128(shift);
-    const __m128i bits = _mm_set1_epi8(static_cast<char>(low));
-    const uint64_t before = running_popcounts(mask) << 8;
-    for (int i = 0; i < 64; i += 16) {
-      const unsigned first = mask >> i & 255, second = mask >> (i + 8) & 255;
-      const __m128i a = eight(codes, before, i / 8, first), b = eight(codes, before, i / 8 + 1, second);
-      const __m128i joined = _mm_unpacklo_epi64(a, b);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(lanes + i),
-                       _mm_and_si128(_mm_srl_epi16(joined, amount), bits));
-    }
+    const __m256i bits = _mm256_set1_epi8(static_cast<char>(low));
+    const auto* bytes = reinterpret_cast<const uint8_t*>(&mask);
+    const Lanes cell = expand_bytes(codes, bytes);
+    auto* to = reinterpret_cast<__m256i*>(lanes);
+    _mm256_storeu_si256(to, _mm256_and_si256(_mm256_srl_epi16(cell.first, amount), bits));
+    _mm256_storeu_si256(to + 1, _mm256_and_si256(_mm256_srl_epi16(cell.second, amount), bits));
   }
 
   static void to_signed(uint8_t* lanes, int64_t count, uint8_t sign) {
@@ -131,6 +147,14 @@ struct Avx2 : Portable {
     const auto* at = reinterpret_cast<const __m256i*>(lanes);
     sums.low = _mm256_add_epi32(sums.low, products(_mm256_loadu_si256(at), four, bits));
     sums.high = _mm256_add_epi32(sums.high, products(_mm256_loadu_si256(at + 1), four, bits));
+  }
+
+  static void narrow_quads(Sums& sums, const uint8_t* lanes, const int8_t* digits, int64_t quads) {
+    Pair pair = {sums, {_mm256_setzero_si256(), _mm256_setzero_si256()}};
+    for (int64_t quad = 0; quad < quads; widen(pair))
+      for (const int64_t stop = min(quad + 2 * kNarrow, quads); quad < stop; ++quad)
+        add_narrow(pair.narrow, load_bytes(lanes + kCell * quad), repeat4(digits + kQuad * quad));
+    sums = pair.wide;
   }
 
   static void float_dots(float* totals, const uint8_t* lanes, const uint8_t* x, int64_t quads,
@@ -198,32 +222,41 @@ struct Avx2 : Portable {
     return _mm256_madd_epi16(_mm256_sub_epi16(with, offset), _mm256_set1_epi16(1));
   }
 
-  static Lanes expand_bytes(const uint8_t* codes, uint64_t mask) {
-    const uint64_t before = running_popcounts(mask) << 8;
-    __m128i parts[4];
-    for (int i = 0; i < 4; ++i)
-      parts[i] = _mm_unpacklo_epi64(eight(codes, before, 2 * i, mask >> (16 * i) & 255),
-                                    eight(codes, before, 2 * i + 1, mask >> (16 * i + 8) & 255));
-    return {_mm256_set_m128i(parts[1], parts[0]), _mm256_set_m128i(parts[3], parts[2])};
+  static void add_narrow(Sums& narrow, const Lanes& lanes, const Bytes& digits) {
+    narrow.low = _mm256_add_epi16(narrow.low, _mm256_maddubs_epi16(lanes.first, digits.first));
+    narrow.high = _mm256_add_epi16(narrow.high, _mm256_maddubs_epi16(lanes.second, digits.second));
   }
-  static __m256i offset_nibbles(__m256i bytes) {
-    return _mm256_xor_si256(_mm256_and_si256(bytes, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
+  // The next cell of a stream, which moves on. What bounds this is the number of instructions: counts
+  // and bytes of the mask come from memory, each in one.
+  static Lanes expand_bytes(const uint8_t*& codes, const uint8_t* mask) {
+    const uint8_t *first = codes, *second = codes + popcount(load_u16(mask));
+    const uint8_t* third = codes + popcount(load_u32(mask));
+    codes += popcount(load_u64(mask));
+    const uint8_t* fourth = codes - popcount(load_u16(mask + 6));
+    return {_mm256_set_m128i(sixteen(second, mask + 2), sixteen(first, mask)),
+            _mm256_set_m128i(sixteen(fourth, mask + 6), sixteen(third, mask + 4))};
+  }
+  // Both nibbles from two's complement to code + 8.
+  static Lanes offset_codes(const Lanes& bytes) {
+    const __m256i signs = _mm256_set1_epi8(static_cast<char>(0x88));
+    return {_mm256_xor_si256(bytes.first, signs), _mm256_xor_si256(bytes.second, signs)};
   }
   static Lanes low_nibbles(const Lanes& bytes) {
-    return {offset_nibbles(bytes.first), offset_nibbles(bytes.second)};
+    const __m256i bits = _mm256_set1_epi8(15);
+    return {_mm256_and_si256(bytes.first, bits), _mm256_and_si256(bytes.second, bits)};
   }
   static Lanes high_nibbles(const Lanes& bytes) {
-    return {offset_nibbles(_mm256_srli_epi16(bytes.first, 4)),
-            offset_nibbles(_mm256_srli_epi16(bytes.second, 4))};
+    return low_nibbles({_mm256_srli_epi16(bytes.first, 4), _mm256_srli_epi16(bytes.second, 4)});
   }
 
-  // Lanes 8 b to 8 b + 7, in the low half.
-  static __m128i eight(const uint8_t* codes, uint64_t before, int b, unsigned mask) {
-    const uint8_t* at = codes + (before >> (8 * b) & 255);
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
-    const __m128i order =
-        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpand.shuffle[mask]));
-    return _mm_shuffle_epi8(bytes, order);
+  // Sixteen lanes by two bytes of a mask.
+  static __m128i sixteen(const uint8_t* codes, const uint8_t* mask) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+    return _mm_shuffle_epi8(
+        bytes, _mm_add_epi8(order(kExpand.low[mask[0]]), order(kExpand.high[mask[1]])));
+  }
+  static __m128i order(const uint8_t* entry) {
+    return _mm_load_si128(reinterpret_cast<const __m128i*>(entry));
   }
 
   // Sums of four products of unsigned lanes and signed digits.

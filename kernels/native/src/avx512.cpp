@@ -19,28 +19,31 @@ struct Avx512 : Portable {
     __m512i even, odd, minus;
   };
 
-  static Lanes low(const uint8_t* codes) {
-    const __m512i nibbles = _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(15));
-    return _mm512_xor_si512(nibbles, _mm512_set1_epi8(8));
-  }
-  static Lanes high(const uint8_t* codes) {
-    const __m512i nibbles = _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(-16));
-    return _mm512_xor_si512(nibbles, _mm512_set1_epi8(-128));
+  static void octet(const uint8_t* codes, Lanes& low, Lanes& high) {
+    low = low_nibbles(codes);
+    high = high_nibbles(codes);
   }
   // Nibbles first: an expand that loads takes longer than a load and an expand.
-  static Lanes expand_low(const uint8_t* codes, uint64_t mask) {
-    return _mm512_mask_expand_epi8(_mm512_set1_epi8(8), mask, low(codes));
+  static void expand_octet(const uint8_t*& evens, const uint8_t*& odds, const uint8_t* masks,
+                           Lanes& low, Lanes& high) {
+    const uint64_t even = load_u64(masks), odd = load_u64(masks + 8);
+    low = _mm512_mask_expand_epi8(_mm512_set1_epi8(8), even, low_nibbles(evens));
+    high = _mm512_mask_expand_epi8(_mm512_set1_epi8(-128), odd, high_nibbles(odds));
+    evens += popcount(even);
+    odds += popcount(odd);
   }
-  static Lanes expand_high(const uint8_t* codes, uint64_t mask) {
-    return _mm512_mask_expand_epi8(_mm512_set1_epi8(-128), mask, high(codes));
+  static Pair start(int32_t value) {
+    return {_mm512_set1_epi32(value), _mm512_setzero_si512(), _mm512_setzero_si512()};
   }
-  static Sums start(int32_t value) { return _mm512_set1_epi32(value); }
-  static void dot_lanes(Sums& sums, Lanes lanes, const int8_t* digits) {
-    const auto* four = reinterpret_cast<const uint8_t*>(digits);
-    sums = _mm512_dpbusd_epi32(sums, lanes, _mm512_set1_epi32(static_cast<int>(load_u32(four))));
+  static void dot_octet(Pair& sums, Lanes low, Lanes high, const int8_t* digits) {
+    dot_low(sums, low, digits);
+    dot_high(sums, high, digits + kQuad);
   }
-  static Sums total(Sums even, Sums odd) {
-    return _mm512_add_epi32(even, _mm512_srai_epi32(odd, 4));
+  static void dot_low(Pair& sums, Lanes low, const int8_t* digits) {
+    sums.even = _mm512_dpbusd_epi32(sums.even, low, repeat4(digits));
+  }
+  static void dot_high(Pair& sums, Lanes high, const int8_t* digits) {
+    sums.odd = _mm512_dpbusd_epi32(sums.odd, high, repeat4(digits));
   }
 
   static Bytes load_bytes(const uint8_t* from) { return _mm512_loadu_si512(from); }
@@ -73,7 +76,8 @@ struct Avx512 : Portable {
     sums.minus = _mm512_dpbusd_epi32(sums.minus, eights, second);
   }
   static Sums total(const Pair& sums) {
-    return _mm512_sub_epi32(total(sums.even, sums.odd), sums.minus);
+    const __m512i both = _mm512_add_epi32(sums.even, _mm512_srai_epi32(sums.odd, 4));
+    return _mm512_sub_epi32(both, sums.minus);
   }
   static int64_t pack(const int8_t* x, int64_t count, uint64_t bits, int8_t* to) {
     const __m512i digits = _mm512_maskz_loadu_epi8(~uint64_t{0} >> (64 - count), x);
@@ -137,6 +141,14 @@ struct Avx512 : Portable {
   }
 
  private:
+  static Lanes low_nibbles(const uint8_t* codes) {
+    const __m512i nibbles = _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(15));
+    return _mm512_xor_si512(nibbles, _mm512_set1_epi8(8));
+  }
+  static Lanes high_nibbles(const uint8_t* codes) {
+    const __m512i nibbles = _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(-16));
+    return _mm512_xor_si512(nibbles, _mm512_set1_epi8(-128));
+  }
   static const uint8_t* u8(const int8_t* x) { return reinterpret_cast<const uint8_t*>(x); }
 };
 

@@ -70,37 +70,40 @@ class ColumnTile {
     for (int plane = 0; plane < Planes; ++plane) offsets_[plane] += added_[i & 1][plane];
     int64_t quad = 0;
     if (is_odd_ && quads) dot_high(piece, quad++);
-    for (; quad + 2 <= quads; quad += 2) {
+    const int64_t octets = (quads - quad) / 2;
+    each_octet<Isa>(pairs_, 0, octets, [&](int64_t octet) {
       __builtin_prefetch(codes_ + kCodesAhead);
-      const auto low = Isa::low(codes_), high = Isa::high(codes_);
+      typename Isa::Lanes low, high;
+      Isa::octet(codes_, low, high);
       for (int plane = 0; plane < Planes; ++plane)
-        dot_octet<Isa>(even_[plane], low, odd_[plane], high, piece.digits[plane] + kQuad * quad);
+        Isa::dot_octet(pairs_[plane], low, high, piece.digits[plane] + kQuad * quad + 8 * octet);
       codes_ += kCell;
-    }
+    });
+    quad += 2 * octets;
     if (quad == quads) return;
-    const auto low = Isa::low(codes_);
+    typename Isa::Lanes low, high;
+    Isa::octet(codes_, low, high);
     for (int plane = 0; plane < Planes; ++plane)
-      Isa::dot_lanes(even_[plane], low, piece.digits[plane] + kQuad * quad);
+      Isa::dot_low(pairs_[plane], low, piece.digits[plane] + kQuad * quad);
     is_odd_ = true;
   }
 
   // The quad in the high halves of a block whose low halves were the end of what came before.
   void dot_high(const Piece& piece, int64_t quad) {
-    const auto high = Isa::high(codes_);
+    typename Isa::Lanes low, high;
+    Isa::octet(codes_, low, high);
     for (int plane = 0; plane < Planes; ++plane)
-      Isa::dot_lanes(odd_[plane], high, piece.digits[plane] + kQuad * quad);
+      Isa::dot_high(pairs_[plane], high, piece.digits[plane] + kQuad * quad);
     codes_ += kCell;
     is_odd_ = false;
   }
 
   void finish(int64_t group) {
-    typename Isa::Sums totals[Planes];
+    sums_.add(group, pairs_, offsets_);
     for (int plane = 0; plane < Planes; ++plane) {
-      totals[plane] = Isa::total(even_[plane], odd_[plane]);
-      even_[plane] = odd_[plane] = Isa::start(0);
+      pairs_[plane] = Isa::start(0);
+      offsets_[plane] = 0;
     }
-    sums_.add(group, totals, offsets_);
-    for (int plane = 0; plane < Planes; ++plane) offsets_[plane] = 0;
   }
 
   const edgesparse_matrix& matrix_;
@@ -113,7 +116,7 @@ class ColumnTile {
   Piece slots_[2];
   int32_t added_[2][Planes] = {};
   int32_t offsets_[Planes] = {};
-  typename Isa::Sums even_[Planes] = {}, odd_[Planes] = {};
+  typename Isa::Pair pairs_[Planes] = {};
   TileSums<Isa, Planes> sums_;
 };
 

@@ -1,4 +1,4 @@
-// Expanding and packing bytes by mask without an instruction for it: tables of shuffles, 8 at a time.
+// Expanding and packing bytes by mask without an instruction for it: tables of shuffles.
 #pragma once
 
 #include <array>
@@ -8,15 +8,22 @@
 namespace {
 namespace edgesparse {
 
+// Sixteen lanes take at most sixteen bytes that lie together, so one load and one shuffle serve two
+// bytes of a mask: `low[first] + high[second]` is the order, byte by byte.
 struct ExpandTable {
-  // Byte i of shuffle[m]: which code lane i takes, or 0x80, which every shuffle turns into 0.
-  alignas(64) uint8_t shuffle[256][8];
+  // Which code a lane takes, or at least 0x80, which every shuffle turns into 0. The upper eight lanes
+  // start behind the codes of the lower eight: `low` says there how many those are.
+  alignas(64) uint8_t low[256][16];
+  alignas(64) uint8_t high[256][16];
 
-  constexpr ExpandTable() : shuffle() {
+  constexpr ExpandTable() : low(), high() {
     for (int mask = 0; mask < 256; ++mask) {
       uint8_t next = 0;
-      for (int lane = 0; lane < 8; ++lane)
-        shuffle[mask][lane] = mask >> lane & 1 ? next++ : uint8_t{0x80};
+      for (int lane = 0; lane < 8; ++lane) {
+        const uint8_t code = mask >> lane & 1 ? next++ : uint8_t{0x80};
+        low[mask][lane] = high[mask][8 + lane] = code;
+      }
+      for (int lane = 8; lane < 16; ++lane) low[mask][lane] = next;
     }
   }
 };
@@ -40,13 +47,6 @@ struct PackTable {
 };
 
 constexpr PackTable kPack;
-
-// Byte i: how many bits are set in the bytes 0 to i of `mask`.
-inline uint64_t running_popcounts(uint64_t mask) {
-  mask -= mask >> 1 & 0x5555555555555555u;
-  mask = (mask & 0x3333333333333333u) + (mask >> 2 & 0x3333333333333333u);
-  return ((mask + (mask >> 4)) & 0x0F0F0F0F0F0F0F0Fu) * 0x0101010101010101u;
-}
 
 }  // namespace edgesparse
 }  // namespace

@@ -3,10 +3,10 @@
 // block16x8 visits kept blocks. Beside what four_bit.hpp asks of an `Isa`:
 //
 //   Isa::Bytes     64 bytes in registers
-//   Isa::repeat4   four digits for each row, Isa::repeat8 eight for every two
+//   Isa::repeat4   four digits for each row
 //   Isa::pick8     digits by the places of octet `Octet` of an nm4 index
 //   Isa::pick64    digits of a window by the places of quarter `Quarter` of an n64 index
-//   Isa::Pair      sums of products with low and high nibbles; Isa::add_products adds to both
+//   Isa::add_products   adds the products of both nibbles and digits to an Isa::Pair
 //   Isa::pack      the digits whose bit is set, moved together: up to 64, of which more are written
 //   Isa::offset_sum   what the offset of the lanes adds to a sum of products with these digits
 #pragma once
@@ -32,41 +32,6 @@ inline bool can_gather(const edgesparse_matrix& matrix) {
   }
 }
 
-// Adds groups of integer sums to the floats of a tile's rows, in the order all kernels keep.
-template <class Isa, int Planes>
-class TileSums {
- public:
-  TileSums(const edgesparse_matrix& matrix, const Workspace& prepared, int64_t tile, int64_t m)
-      : matrix_(matrix), prepared_(prepared), tile_(tile), m_(m) {}
-
-  void add(int64_t group, const typename Isa::Sums* sums, const int32_t* offsets = nullptr) {
-    alignas(64) int32_t totals[Planes][kTileRows];
-    for (int plane = 0; plane < Planes; ++plane) {
-      Isa::store(sums[plane], totals[plane]);
-      const int32_t offset = offsets ? offsets[plane] : 0;
-      for (int64_t r = 0; r < kTileRows; ++r) totals[plane][r] -= offset;
-    }
-    alignas(64) float scales[kTileRows];
-    load_scales<Isa>(matrix_, tile_, group, scales);
-    const float scale = prepared_.scale(m_, group);
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      float total = static_cast<float>(totals[0][r]);
-      if (Planes == 2) total = total * 256.0f + static_cast<float>(totals[Planes - 1][r]);
-      sums_[r] = sums_[r] + total * (scales[r] * scale);
-    }
-  }
-
-  void store(const float* bias, float* out) const {
-    store_rows(matrix_, tile_, sums_, bias, out + m_ * matrix_.rows);
-  }
-
- private:
-  const edgesparse_matrix& matrix_;
-  const Workspace& prepared_;
-  const int64_t tile_, m_;
-  alignas(64) float sums_[kTileRows] = {};
-};
-
 constexpr int64_t kCodesAhead = 4096;  // bytes
 
 template <class Isa, int Planes>
@@ -83,8 +48,9 @@ void nm4_tile(const edgesparse_matrix& matrix, const Workspace& prepared, int64_
       __builtin_prefetch(codes + kCodesAhead + kCell);
       __builtin_prefetch(index + kCodesAhead / 2);
       const typename Isa::Bytes places = Isa::load_bytes(index);
-      const auto low = Isa::low(codes), high = Isa::high(codes);
-      const auto low2 = Isa::low(codes + kCell), high2 = Isa::high(codes + kCell);
+      typename Isa::Lanes low, high, low2, high2;
+      Isa::octet(codes, low, high);
+      Isa::octet(codes + kCell, low2, high2);
       for (int plane = 0; plane < Planes; ++plane) {
         const int8_t* x = prepared.digits(m, plane) + 32 * step;
         Isa::add_products(pairs[plane], low, Isa::template pick8<0>(x, places), high,
@@ -95,9 +61,7 @@ void nm4_tile(const edgesparse_matrix& matrix, const Workspace& prepared, int64_
       codes += 2 * kCell;
       index += kCell;
     }
-    typename Isa::Sums totals[Planes];
-    for (int plane = 0; plane < Planes; ++plane) totals[plane] = Isa::total(pairs[plane]);
-    sums.add(group, totals);
+    sums.add(group, pairs);
   }
   sums.store(bias, out);
 }
@@ -122,8 +86,9 @@ void n64_tile(const edgesparse_matrix& matrix, const Workspace& prepared, int64_
       for (int i = 0; i < 2; ++i) __builtin_prefetch(codes + kCodesAhead + kCell * i);
       for (int i = 0; i < 3; ++i) __builtin_prefetch(index + kCodesAhead + kCell * i);
       const int64_t former = next_half(), latter = next_half();
-      const auto low = Isa::low(codes), high = Isa::high(codes);
-      const auto low2 = Isa::low(codes + kCell), high2 = Isa::high(codes + kCell);
+      typename Isa::Lanes low, high, low2, high2;
+      Isa::octet(codes, low, high);
+      Isa::octet(codes + kCell, low2, high2);
       for (int plane = 0; plane < Planes; ++plane) {
         const int8_t* x = prepared.digits(m, plane);
         Isa::add_products(pairs[plane], low, Isa::template pick64<0>(x + former, index), high,
@@ -134,9 +99,7 @@ void n64_tile(const edgesparse_matrix& matrix, const Workspace& prepared, int64_
       codes += 2 * kCell;
       index += 3 * kCell;
     }
-    typename Isa::Sums totals[Planes];
-    for (int plane = 0; plane < Planes; ++plane) totals[plane] = Isa::total(pairs[plane]);
-    sums.add(group, totals);
+    sums.add(group, pairs);
   }
   sums.store(bias, out);
 }
@@ -164,7 +127,8 @@ void block16x8_tile(const edgesparse_matrix& matrix, const Workspace& prepared, 
       if (8 * byte + 8 > end) bits &= (1u << (end - 8 * byte)) - 1;
       for (; bits; bits &= bits - 1) {
         __builtin_prefetch(codes + kCodesAhead);
-        const auto low = Isa::low(codes), high = Isa::high(codes);
+        typename Isa::Lanes low, high;
+        Isa::octet(codes, low, high);
         const int64_t column = 8 * (8 * byte + __builtin_ctz(bits));
         for (int plane = 0; plane < Planes; ++plane) {
           const int8_t* x = prepared.digits(m, plane) + column;
@@ -173,9 +137,7 @@ void block16x8_tile(const edgesparse_matrix& matrix, const Workspace& prepared, 
         codes += kCell;
       }
     }
-    typename Isa::Sums totals[Planes];
-    for (int plane = 0; plane < Planes; ++plane) totals[plane] = Isa::total(pairs[plane]);
-    sums.add(group, totals);
+    sums.add(group, pairs);
   }
   sums.store(bias, out);
 }

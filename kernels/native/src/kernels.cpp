@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "dispatch.hpp"
+#include "rounding.hpp"
 #include "rows.hpp"
 
 #if defined(__aarch64__) && defined(__linux__)
@@ -32,14 +33,6 @@ float largest(const float* x, int64_t count) {
   float magnitude;
   std::memcpy(&magnitude, &top, sizeof magnitude);
   return magnitude;
-}
-
-// The nearest integer, ties to even, of |x| < 2^22: the sum has no bits below 1 left.
-int32_t nearest(float x) {
-  const float shifted = x + 12582912.0f;  // 1.5 * 2^23
-  int32_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  return bits - 0x4B400000;
 }
 
 // Digits of one row; see workspace.hpp. Rounding is to nearest, ties to even.

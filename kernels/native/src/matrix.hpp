@@ -16,23 +16,16 @@ constexpr int64_t kQuad = 4;
 constexpr int64_t kCell = 64;
 constexpr int64_t kSlack = 64;
 
-inline uint64_t load_u64(const uint8_t* at) {
-  uint64_t word;
+template <class Word>
+Word load_word(const uint8_t* at) {
+  Word word;
   std::memcpy(&word, at, sizeof word);
   return word;
 }
 
-inline uint32_t load_u32(const uint8_t* at) {
-  uint32_t word;
-  std::memcpy(&word, at, sizeof word);
-  return word;
-}
-
-inline uint16_t load_u16(const uint8_t* at) {
-  uint16_t word;
-  std::memcpy(&word, at, sizeof word);
-  return word;
-}
+inline uint64_t load_u64(const uint8_t* at) { return load_word<uint64_t>(at); }
+inline uint32_t load_u32(const uint8_t* at) { return load_word<uint32_t>(at); }
+inline uint16_t load_u16(const uint8_t* at) { return load_word<uint16_t>(at); }
 
 // Finite float16 as float; exact.
 inline float half_to_float(uint16_t half) {

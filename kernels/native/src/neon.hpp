@@ -28,20 +28,14 @@ struct Neon : Portable {
     Sums even, odd;
   };
 
-  static Lanes low(const uint8_t* codes) {
-    Lanes lanes;
-    for (int i = 0; i < 4; ++i) lanes.part[i] = low_nibbles(vld1q_u8(codes + 16 * i));
-    return lanes;
+  static void octet(const uint8_t* codes, Lanes& low, Lanes& high) {
+    for (int i = 0; i < 4; ++i) low.part[i] = low_nibbles(vld1q_u8(codes + 16 * i));
+    for (int i = 0; i < 4; ++i) high.part[i] = high_nibbles(vld1q_u8(codes + 16 * i));
   }
-  static Lanes high(const uint8_t* codes) {
-    Lanes lanes;
-    for (int i = 0; i < 4; ++i) lanes.part[i] = high_nibbles(vld1q_u8(codes + 16 * i));
-    return lanes;
-  }
-  static constexpr bool kOctets = true;
   static void expand_octet(const uint8_t*& evens, const uint8_t*& odds, const uint8_t* masks,
                            Lanes& low, Lanes& high) {
     const uint64x2_t counts = vreinterpretq_u64_u8(vcntq_u8(vld1q_u8(masks)));
+    __asm__("" : "+r"(masks));  // else clang takes the words out of the vector, which costs its units
     const uint64_t even = load_u64(masks), odd = load_u64(masks + 8);
     const uint64_t even_sums = prefix_sums(vgetq_lane_u64(counts, 0));
     const uint64_t odd_sums = prefix_sums(vgetq_lane_u64(counts, 1));
@@ -50,27 +44,27 @@ struct Neon : Portable {
     evens += even_sums >> 56;
     odds += odd_sums >> 56;
   }
-  static void dot_octet(Sums& even, const Lanes& low, Sums& odd, const Lanes& high,
-                        const int8_t* digits) {
+  static void dot_octet(Pair& sums, const Lanes& low, const Lanes& high, const int8_t* digits) {
     const int8x8_t eight = vld1_s8(digits);
     for (int i = 0; i < 4; ++i) {
-      even.four[i] = multiply_add<0>(even.four[i], low.part[i], eight);
-      odd.four[i] = multiply_add<1>(odd.four[i], high.part[i], eight);
+      sums.even.four[i] = multiply_add<0>(sums.even.four[i], low.part[i], eight);
+      sums.odd.four[i] = multiply_add<1>(sums.odd.four[i], high.part[i], eight);
     }
   }
-  static Sums start(int32_t value) {
-    const int32x4_t all = vdupq_n_s32(value);
-    return {{all, all, all, all}};
+  static void dot_low(Pair& sums, const Lanes& low, const int8_t* digits) {
+    dot_lanes(sums.even, low, digits);
   }
-  static void dot_lanes(Sums& sums, const Lanes& lanes, const int8_t* digits) {
-    const int8x16_t wide = vreinterpretq_s8_u32(
-        vdupq_n_u32(load_u32(reinterpret_cast<const uint8_t*>(digits))));
-    for (int i = 0; i < 4; ++i) sums.four[i] = multiply_add(sums.four[i], lanes.part[i], wide);
+  static void dot_high(Pair& sums, const Lanes& high, const int8_t* digits) {
+    dot_lanes(sums.odd, high, digits);
   }
-  static Sums total(const Sums& even, const Sums& odd) {
+  static Pair start(int32_t value) {
+    const int32x4_t all = vdupq_n_s32(value), none = vdupq_n_s32(0);
+    return {{{all, all, all, all}}, {{none, none, none, none}}};
+  }
+  static Sums total(const Pair& pair) {
     Sums sums;
     for (int i = 0; i < 4; ++i)
-      sums.four[i] = vshrq_n_s32(vaddq_s32(even.four[i], odd.four[i]), 4);
+      sums.four[i] = vshrq_n_s32(vaddq_s32(pair.even.four[i], pair.odd.four[i]), 4);
     return sums;
   }
 
@@ -121,7 +115,6 @@ struct Neon : Portable {
           multiply_add(sums.odd.four[i], high.part[i], vreinterpretq_s8_u8(second.part[i]));
     }
   }
-  static Sums total(const Pair& sums) { return total(sums.even, sums.odd); }
   static int64_t pack(const int8_t* x, int64_t count, uint64_t bits, int8_t* to) {
     const int8_t* begin = to;
     for (int64_t i = 0; i < count; i += 8, bits >>= 8) {
@@ -220,6 +213,12 @@ struct Neon : Portable {
   }
 
  private:
+  static void dot_lanes(Sums& sums, const Lanes& lanes, const int8_t* digits) {
+    const int8x16_t wide = vreinterpretq_s8_u32(
+        vdupq_n_u32(load_u32(reinterpret_cast<const uint8_t*>(digits))));
+    for (int i = 0; i < 4; ++i) sums.four[i] = multiply_add(sums.four[i], lanes.part[i], wide);
+  }
+
   // Six bits: four of a nibble of `low`, and above them the two of this quarter in `high`.
   template <int Quarter>
   static uint8x16_t place64(uint8x16_t low, uint8x16_t high) {
@@ -273,17 +272,14 @@ struct Neon : Portable {
 
   // Lanes `bit` to `bit` + 15.
   static uint8x16_t sixteen(const uint8_t* codes, uint64_t sums, uint64_t mask, int bit) {
-    return vcombine_u8(eight(codes, sums, mask, bit), eight(codes, sums, mask, bit + 8));
+    const uint8x16_t bytes = vld1q_u8(codes + (bit ? sums >> (bit - 8) & 255 : 0));
+    const uint8x16_t low = vld1q_u8(kExpand.low[mask >> bit & 255]);
+    const uint8x16_t high = vld1q_u8(kExpand.high[mask >> (bit + 8) & 255]);
+    return vqtbl1q_u8(bytes, vaddq_u8(low, high));
   }
 
   static void accumulate(float* to, int32x4_t codes, float32x4_t x) {
     vst1q_f32(to, vfmaq_f32(vld1q_f32(to), vcvtq_f32_s32(codes), x));
-  }
-
-  // Lanes `bit` to `bit` + 7.
-  static uint8x8_t eight(const uint8_t* codes, uint64_t sums, uint64_t mask, int bit) {
-    const uint8x8_t bytes = vld1_u8(codes + (bit ? sums >> (bit - 8) & 255 : 0));
-    return vtbl1_u8(bytes, vld1_u8(kExpand.shuffle[mask >> bit & 255]));
   }
 };
 

@@ -10,7 +10,7 @@ struct Portable {
   static constexpr bool kOffset = false;
   static constexpr bool kFused = false;
   static constexpr bool kFours = false;
-  static constexpr bool kOctets = false;
+  static constexpr int64_t kNarrow = 0;
 
   struct Sums {
     int32_t row[kTileRows];

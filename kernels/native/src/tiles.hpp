@@ -4,6 +4,7 @@
 //   Isa::expand    64 lanes from a stream: the bits `low` of the bytes >> shift, where the mask is set
 //   Isa::Sums      16 int32, one for each row of a tile
 //   Isa::dot       sums[r] += the four lanes of row r times four digits
+//   Isa::kNarrow   not 0: Isa::narrow_quads does that for several quads of at most 4 bits
 //   Isa::kFours    true: Isa::dot_fours does that for four rows of digits and all quads of a chunk
 //
 // The integers do not depend on the instruction set, and floats are computed from them in one order
@@ -101,6 +102,14 @@ inline void store_rows(const edgesparse_matrix& matrix, int64_t tile, const floa
   for (int64_t r = 0; r < count; ++r) out[begin + r] = sums[r] + (bias ? bias[begin + r] : 0.0f);
 }
 
+template <class Isa>
+void dot_quads(typename Isa::Sums& sums, const uint8_t* lanes, const int8_t* digits, int64_t quads,
+               int bits) {
+  if constexpr (Isa::kNarrow > 0)
+    if (bits <= 4) return Isa::narrow_quads(sums, lanes, digits, quads);
+  for (int64_t i = 0; i < quads; ++i) Isa::dot(sums, lanes + kCell * i, digits + kQuad * i, bits);
+}
+
 constexpr int64_t kBatch = 8;  // rows of activations that share one decoding of a tile
 
 // Integer activations: rows [first, first + count) of the batch, count <= kBatch, one tile.
@@ -139,8 +148,7 @@ void integer_tile(const edgesparse_matrix& matrix, const Workspace& prepared, in
         const int64_t m = row / prepared.planes, plane = row % prepared.planes;
         typename Isa::Sums dots = Isa::load(totals[m][plane]);
         const int8_t* digits = prepared.digits(first + m, plane) + kQuad * quad;
-        for (int64_t i = 0; i < quads; ++i)
-          Isa::dot(dots, lanes + kCell * i, digits + kQuad * i, matrix.bits);
+        dot_quads<Isa>(dots, lanes, digits, quads, matrix.bits);
         Isa::store(dots, totals[m][plane]);
       }
     }
