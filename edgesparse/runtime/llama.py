@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from edgesparse_kernels import _jit, attention, decoder, dispatch
 from edgesparse_kernels.activations import Activations, supports
+from edgesparse_kernels.held import as_dense, for_products
 from edgesparse_kernels.matmul import has_octets
 from edgesparse_kernels.matrix import PackedMatrix
-from edgesparse_kernels.structured import StructuredMatrix, as_dense
+from edgesparse_kernels.structured import StructuredMatrix
 from numpy.typing import NDArray
 from torch import nn
 
@@ -86,10 +87,11 @@ def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def open_packed(layer: nn.Module) -> PackedMatrix:
     """Return the packed weight of a layer as the vector kernels take it, checked.
 
-    A structured mask is held as dense: the gathers are not part of the step.
+    A structured mask is held as dense: the gathers are not part of the step. So is a bitmask where
+    ``for_products`` says so.
     """
     payload: Any = layer._modules["weight_payload"]
-    matrix = open_matrix(payload.packed)
+    matrix = for_products(open_matrix(payload.packed))
     return as_dense(matrix) if isinstance(matrix, StructuredMatrix) else matrix
 
 

@@ -19,7 +19,7 @@ from numba.extending import intrinsic, models, register_model
 
 I1, I8, I16, I32, I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
-ELEMENTS = {"i8": I8, "i32": I32, "f32": F32}
+ELEMENTS = {"i8": I8, "i16": I16, "i32": I32, "f32": F32}
 
 
 class Vector(types.Type):
