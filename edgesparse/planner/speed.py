@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from edgesparse_kernels import matmul as kernels
+from edgesparse_kernels.held import for_products
 from numba import get_num_threads, set_num_threads
 
 from edgesparse.calibrate import Statistics
@@ -83,7 +84,7 @@ def _packed_rate(spec: FormatSpec, rule: Rule) -> float:
     packed = FORMATS.get(spec.name).pack(codes, pattern=rule.pattern)
     count = max(2, _STREAMED_NBYTES // packed.nbytes)
     copies = [_copy(packed) for _ in range(count)]
-    matrices = [open_matrix(copy) for copy in copies]
+    matrices = [for_products(open_matrix(copy)) for copy in copies]
     x, out = np.ones((1, _COLUMNS), np.float32), np.empty((1, _ROWS), np.float32)
     threads = get_num_threads()
     set_num_threads(1)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from edgesparse_kernels import _jit, attention, decoder, dispatch
 from edgesparse_kernels.activations import Activations, supports
+from edgesparse_kernels.held import as_dense, for_products
 from edgesparse_kernels.matmul import has_octets
 from edgesparse_kernels.matrix import PackedMatrix
-from edgesparse_kernels.structured import StructuredMatrix, as_dense
+from edgesparse_kernels.structured import StructuredMatrix
 from numpy.typing import NDArray
 from torch import nn
 
@@ -119,10 +120,11 @@ def _units(layer: Any) -> list[str]:
 def open_packed(layer: nn.Module) -> PackedMatrix | StructuredMatrix:
     """Return the packed weight of a layer as the vector kernels take it, checked.
 
-    A structured mask that they cannot gather from is held as dense.
+    A structured mask that they cannot gather from is held as dense. So is a bitmask where
+    ``for_products`` says so.
     """
     payload: Any = layer._modules["weight_payload"]
-    matrix = open_matrix(payload.packed)
+    matrix = for_products(open_matrix(payload.packed))
     if isinstance(matrix, StructuredMatrix) and not dispatch.can_gather(matrix):
         return as_dense(matrix)
     return matrix

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 from edgesparse_kernels import matmul as kernels
 from edgesparse_kernels.activations import Activations
+from edgesparse_kernels.held import expands_fast, for_products
+from edgesparse_kernels.matrix import PackedMatrix
+from edgesparse_kernels.structured import StructuredMatrix
 from numpy.typing import NDArray
 
 from edgesparse.formats.operand import open_matrix
@@ -57,18 +60,22 @@ def ours(
 ) -> Iterator[Contender]:
     """Yield our kernels on random masks, group 128."""
     for name, packed, decoded in packed_weights(weights):
-        count = copies(packed.nbytes)
-        matrices = [open_matrix(copy_of(packed)) for _ in range(count)]
-        out = np.empty((len(x), len(weights)), np.float32)
+        for words, in_place in ways(name):
+            nbytes = nbytes_held(for_products(open_matrix(packed), in_place=in_place), packed)
+            matrices = [
+                for_products(open_matrix(copy_of(packed)), in_place=in_place)
+                for _ in range(copies(nbytes))
+            ]
+            out = np.empty((len(x), len(weights)), np.float32)
 
-        def run(i: int, matrices=matrices, out=out) -> None:
-            kernels.matmul(x, matrices[i % len(matrices)], out=out, kind=kind, threads=threads)
+            def run(i: int, matrices=matrices, out=out) -> None:
+                kernels.matmul(x, matrices[i % len(matrices)], out=out, kind=kind, threads=threads)
 
-        for i in range(count):  # where there are no gathers, structured masks become dense once
-            run(i)
-        exact = x.astype(np.float64) @ decoded.T.astype(np.float64)
-        error = float(np.linalg.norm(out - exact) / np.linalg.norm(exact))
-        yield Contender(name, run, packed.nbytes, error)
+            for i in range(len(matrices)):  # what a matrix becomes when it is first multiplied
+                run(i)
+            exact = x.astype(np.float64) @ decoded.T.astype(np.float64)
+            error = float(np.linalg.norm(out - exact) / np.linalg.norm(exact))
+            yield Contender(f"{name}{words}", run, nbytes, error)
 
 
 def packed_weights(weights: Floats) -> Iterator[tuple[str, PackedTensor, Floats]]:
@@ -90,6 +97,18 @@ def packed_weights(weights: Floats) -> Iterator[tuple[str, PackedTensor, Floats]
         )
         packed = FORMATS.get(name).pack(codes, pattern=pattern)
         yield f"{name} {100 * sparsity:.0f} %", packed, codes.decode()
+
+
+def ways(name: str) -> list[tuple[str, bool]]:
+    """Return how a layout is held here: words for it, and whether it is used where it lies."""
+    if not name.startswith("bitmask4") or expands_fast():
+        return [("", True)]
+    return [(", as dense", False), (", in place", True)]
+
+
+def nbytes_held(matrix: PackedMatrix | StructuredMatrix, packed: PackedTensor) -> int:
+    """Return the bytes a product reads."""
+    return matrix.nbytes if isinstance(matrix, PackedMatrix) else packed.nbytes
 
 
 def copy_of(packed: PackedTensor) -> PackedTensor:

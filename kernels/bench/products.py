@@ -24,6 +24,7 @@ import numpy as np
 from contenders import Contender, csr, ggml, ours, torch_csr, torch_products
 from edgesparse_kernels import _isa
 from edgesparse_kernels.activations import Activations
+from xnnpack import xnnpack
 
 STREAMED_NBYTES = 96 << 20  # three times the last-level cache it was written on
 
@@ -44,6 +45,7 @@ def collect(arguments: argparse.Namespace, shape: tuple[int, int]) -> list[Conte
         found += torch_products(weights, x, copies, threads)
         found += csr(weights, x, copies)
         found += torch_csr(weights, x, copies, threads)
+        found += xnnpack(weights, x, copies, threads)
     return found
 
 

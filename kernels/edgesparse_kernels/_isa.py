@@ -13,6 +13,7 @@ source compiles, and is cached, once for each.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -26,6 +27,7 @@ from numba.extending import (
     NativeValue,
     intrinsic,
     models,
+    overload,
     register_model,
     typeof_impl,
     unbox,
@@ -132,6 +134,24 @@ def _unbox(kind, value, context):
     return NativeValue(context.context.get_dummy_value())
 
 
+def by_set(general: Callable[..., Any], avx2: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is ``avx2`` where its first argument is that set, else ``general``.
+
+    Both are plain functions; the one that is taken is compiled into its caller, the other is not
+    compiled.
+    """
+
+    def chosen(*arguments: Any) -> Any:
+        raise NotImplementedError("only compiled code calls it")
+
+    def choose(isa, *arguments):
+        return avx2 if isa.isa == "avx2" else general
+
+    options = {"boundscheck": False, "error_model": "numpy"}
+    overload(chosen, jit_options=options, strict=False, inline="always")(choose)
+    return chosen
+
+
 @intrinsic
 def expand(typing, isa, at, mask):
     """Lane l: the next byte from ``at`` on if bit l of ``mask`` is set, else 0."""
@@ -233,66 +253,64 @@ def _expand_generic(builder, at, mask):
     return builder.call(callee, [pointer, builder.bitcast(mask, bits), splat(LANES, 0)])
 
 
-def _shuffle_table() -> bytes:
-    """Byte 8 m + i: which of the next codes lane i takes under mask m, 0x80 for none."""
-    table = np.full((256, 8), 0x80, np.uint8)
+def _shuffle_tables() -> bytes:
+    """Return two tables of 256 entries of 16 bytes, which places 16 lanes take their codes from.
+
+    Byte i of entry m of the first is, for i below 8, which of the next codes lane i takes under
+    mask m, 0x80 for none; its other bytes are how many codes the eight lanes take. Byte 8 + i of
+    the second is as byte i of the first, its bytes below 8 are 0. So the sum of an entry of each
+    is the order of 16 lanes.
+    """
+    tables = np.full((2, 256, 16), 0x80, np.uint8)
+    tables[1, :, :8] = 0
     for mask in range(256):
-        kept = [lane for lane in range(8) if mask >> lane & 1]
-        table[mask, kept] = np.arange(len(kept))
-    return table.tobytes()
+        kept = np.array([lane for lane in range(8) if mask >> lane & 1], np.intp)
+        tables[0, mask, kept] = tables[1, mask, 8 + kept] = np.arange(len(kept))
+        tables[0, mask, 8:] = len(kept)
+    return tables.tobytes()
 
 
-def _table(builder: ir.IRBuilder) -> Any:
-    """Return the address of the shuffle table, a constant of the module being built."""
-    table = np.frombuffer(_shuffle_table(), np.uint64)
-    kind = ir.ArrayType(I64, 256)
-    name = "edgesparse_shuffle_table"
+def _tables(builder: ir.IRBuilder) -> tuple[Any, Any]:
+    """Return the addresses of the shuffle tables, constants of the module being built."""
+    words = np.frombuffer(_shuffle_tables(), np.uint64)
+    kind = ir.ArrayType(I64, len(words))
+    name = "edgesparse_shuffle_tables"
     variable = builder.module.globals.get(name)
     if variable is None:
         variable = ir.GlobalVariable(builder.module, kind, name)
         variable.linkage, variable.global_constant, variable.align = "internal", True, 64
-        variable.initializer = ir.Constant(kind, [int(entry) for entry in table])
-    return builder.ptrtoint(variable, I64)
+        variable.initializer = ir.Constant(kind, [int(word) for word in words])
+    first = builder.ptrtoint(variable, I64)
+    return first, builder.add(first, ir.Constant(I64, 4096))
 
 
 def _expand_avx2(builder, at, mask):
-    """Eight bytes at a time through a table of shuffles, as AVX2 has no expand."""
+    """Sixteen bytes at a time through tables of shuffles, as AVX2 has no expand."""
+    sixteen, half = ir.VectorType(I8, 16), ir.VectorType(I8, 32)
+    both = ir.Constant(ir.VectorType(I32, 32), list(range(32)))
+    tables = _tables(builder)
 
-    def word(value):
-        return ir.Constant(I64, value)
+    def field(shift, bits):
+        moved = builder.lshr(mask, ir.Constant(I64, shift)) if shift else mask
+        return builder.and_(moved, ir.Constant(I64, (1 << bits) - 1))
 
-    # Byte i of `before`: how many bits are set in the bytes below byte i of the mask.
-    count = builder.sub(mask, builder.and_(builder.lshr(mask, word(1)), word(0x5555555555555555)))
-    pairs = word(0x3333333333333333)
-    count = builder.add(
-        builder.and_(count, pairs), builder.and_(builder.lshr(count, word(2)), pairs)
-    )
-    count = builder.and_(builder.add(count, builder.lshr(count, word(4))), word(0x0F0F0F0F0F0F0F0F))
-    before = builder.shl(builder.mul(count, word(0x0101010101010101)), word(8))
-    table, sixteen, two = _table(builder), ir.VectorType(I8, 16), ir.VectorType(I64, 2)
-    shuffle = function(builder, "llvm.x86.ssse3.pshuf.b.128", sixteen, sixteen, sixteen)
-    parts = []
-    for low in range(0, 64, 16):
-        bytes_, orders = ir.Constant(two, ir.Undefined), ir.Constant(two, ir.Undefined)
-        for half, shift in enumerate((low, low + 8)):
-            skipped = builder.and_(builder.lshr(before, word(shift)), word(255))
-            chosen = builder.and_(builder.lshr(mask, word(shift)), word(255))
-            entry = builder.add(table, builder.shl(chosen, word(3)))
-            order = load_as(builder, entry, I64)
-            if half:  # the second eight bytes of the register
-                order = builder.add(order, word(0x0808080808080808))
-            eight = load_as(builder, builder.add(at, skipped), I64)
-            bytes_ = builder.insert_element(bytes_, eight, ir.Constant(I32, half))
-            orders = builder.insert_element(orders, order, ir.Constant(I32, half))
-        parts.append(
-            builder.call(
-                shuffle, [builder.bitcast(bytes_, sixteen), builder.bitcast(orders, sixteen)]
-            )
-        )
-    halves = [
-        builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 32), list(range(32))))
-        for a, b in (parts[:2], parts[2:])
-    ]
+    def entries(table, shift):
+        """Entries by the mask's bytes at ``shift`` and two bytes on, one in each half."""
+        chosen = (field(each, 8) for each in (shift, shift + 16))
+        places = (builder.add(table, builder.shl(one, ir.Constant(I64, 4))) for one in chosen)
+        return builder.shuffle_vector(*(load_as(builder, at, sixteen) for at in places), both)
+
+    halves = []
+    for low in (0, 32):
+        order = builder.add(entries(tables[0], low), entries(tables[1], low + 8))
+        codes = []
+        for shift in (low, low + 16):
+            codes.append(load_as(builder, at, sixteen))
+            taken = builder.call(function(builder, "llvm.ctpop.i64", I64, I64), [field(shift, 16)])
+            at = builder.add(at, taken)
+        shuffle = function(builder, "llvm.x86.avx2.pshuf.b", half, half, half)
+        bytes_ = builder.shuffle_vector(*codes, both)
+        halves.append(builder.call(shuffle, [bytes_, order]))
     return builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(I32, 64), list(range(64))))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from edgesparse_kernels._amx import begin_tiles, end_tiles, tile_products
-from edgesparse_kernels._isa import dot, dot_bytes
+from edgesparse_kernels._avx2 import no_pairs1, no_pairs4
+from edgesparse_kernels._isa import by_set, dot, dot_bytes
 from edgesparse_kernels._jit import jit
 from edgesparse_kernels._simd import (
     add_f,
@@ -29,13 +30,14 @@ from edgesparse_kernels._simd import (
     to_float,
 )
 from edgesparse_kernels.groups import begin_streams, decode_group
+from edgesparse_kernels.pairs import dots_in_pairs
 from edgesparse_kernels.tiles import CHUNK, add_group, store_tile
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 
 @jit
-def _dots(isa, bits, lanes, count, x, stride, rows, totals):
+def _dots_wide(isa, bits, lanes, count, x, stride, rows, totals):
     """Add the products of decoded quads and up to four rows of digits to ``totals``."""
     sum0, sum1 = load_sums(totals), load_sums(totals + 64)
     sum2, sum3 = load_sums(totals + 128), load_sums(totals + 192)
@@ -59,7 +61,7 @@ def _dots(isa, bits, lanes, count, x, stride, rows, totals):
 
 
 @jit
-def _dot_one(isa, bits, lanes, count, x, totals):
+def _dot_one_wide(isa, bits, lanes, count, x, totals):
     """Add the products of decoded quads and one row of digits to ``totals``."""
     sum0, sum1 = load_sums(totals), no_sums()
     for i in range(0, count, 2):
@@ -71,6 +73,32 @@ def _dot_one(isa, bits, lanes, count, x, totals):
             sum0 = dot(isa, sum0, even, load_i32(x + 4 * i))
             sum1 = dot(isa, sum1, odd, load_i32(x + 4 * i + 4))
     store_sums(totals, add_i(sum0, sum1))
+
+
+def _dots_general(isa, bits, lanes, count, x, stride, rows, totals):
+    _dots_wide(isa, bits, lanes, count, x, stride, rows, totals)
+
+
+def _dots_avx2(isa, bits, lanes, count, x, stride, rows, totals):
+    if bits == 8:  # products with lanes of 8 bits do not fit in 16
+        _dots_wide(isa, bits, lanes, count, x, stride, rows, totals)
+    else:
+        dots_in_pairs(no_pairs4(), lanes, count, x, stride, rows, totals)
+
+
+def _dot_one_general(isa, bits, lanes, count, x, totals):
+    _dot_one_wide(isa, bits, lanes, count, x, totals)
+
+
+def _dot_one_avx2(isa, bits, lanes, count, x, totals):
+    if bits == 8:
+        _dot_one_wide(isa, bits, lanes, count, x, totals)
+    else:
+        dots_in_pairs(no_pairs1(), lanes, count, x, 0, 0, totals)
+
+
+_dots = by_set(_dots_general, avx2=_dots_avx2)
+_dot_one = by_set(_dot_one_general, avx2=_dot_one_avx2)
 
 
 @jit

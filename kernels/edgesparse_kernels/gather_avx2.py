@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgesparse_kernels._jit import jit
-from edgesparse_kernels._pairs import (
+from edgesparse_kernels._avx2_bytes import (
     PAIRS_AT_ONCE,
     add_products,
     four_repeated,
@@ -21,6 +20,7 @@ from edgesparse_kernels._pairs import (
     sum_of_eight,
     sum_pairs,
 )
+from edgesparse_kernels._jit import jit
 from edgesparse_kernels._places import eight_repeated, high_nibbles, places_in_octet
 from edgesparse_kernels._simd import (
     add_i,

@@ -8,6 +8,7 @@ from edgesparse_kernels._isa import expand, expand_low
 from edgesparse_kernels._jit import jit
 from edgesparse_kernels._simd import (
     all_floats,
+    and_lanes,
     bits_of,
     four_times,
     load_halves,
@@ -131,6 +132,25 @@ def decode_group(isa, m, tile, quad, count, at, at_high, lanes):
         _decode_plane(isa, m, mask_row, at_high, quad, count, 1, lanes, 2)
     for i in range(count):
         store_lanes(lanes + 64 * i, xor_lanes(load_lanes(lanes + 64 * i), 1 << (m.bits - 1)))
+
+
+@jit
+def spread(isa, m, out):
+    """Write a 4-bit bitmask as dense codes into ``out`` uint8 [tiles * octets * 64]."""
+    to = np.int64(out.ctypes.data)
+    for tile in range((m.rows + 15) // 16):
+        evens = m.codes + load_u32(m.offsets + 4 * tile)
+        odds = evens
+        mask_at = m.mask + tile * (8 * m.quads)
+        for _ in range(m.quads // 2):
+            mask_even, mask_odd = load_u64(mask_at), load_u64(mask_at + 8)
+            low = and_lanes(expand(isa, evens, mask_even), 15)
+            high = and_lanes(expand(isa, odds, mask_odd), 0xF0)
+            store_lanes(to, or_lanes(low, high))
+            evens += popcount(mask_even)
+            odds += popcount(mask_odd)
+            mask_at += 16
+            to += 64
 
 
 @jit

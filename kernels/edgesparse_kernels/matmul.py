@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from edgesparse_kernels import _jit, activations, reference
 from edgesparse_kernels.activations import Activations
+from edgesparse_kernels.held import as_dense
 from edgesparse_kernels.layout import quads
 from edgesparse_kernels.matrix import PackedMatrix
-from edgesparse_kernels.structured import StructuredMatrix, as_dense
+from edgesparse_kernels.structured import StructuredMatrix
 
 AnyMatrix = PackedMatrix | StructuredMatrix
 

@@ -79,6 +79,11 @@ class PackedMatrix:
         """Scales of a row."""
         return -(-self.columns // self.group_size) if self.group_size else 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(getattr(self, name).nbytes for name in _ARRAYS)
+
     @cached_property
     def tile_nbytes(self) -> tuple[int, ...]:
         """Bytes of a tile of each plane in the dense layout."""

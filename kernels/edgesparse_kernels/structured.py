@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse_kernels.layout import CELL, QUAD, TILE_ROWS, padded_columns, tiles
-from edgesparse_kernels.matrix import PackedMatrix
 
 LAYOUTS = ("nm4", "n64", "column16", "block16x8")
 
@@ -55,30 +54,6 @@ class StructuredMatrix:
         """The n of n64: weights kept in every window of 64 columns."""
         windows = tiles(self.rows) * padded_columns(self.columns) // 64
         return self.codes.size // (8 * windows) if windows else 0
-
-
-def as_dense(matrix: StructuredMatrix) -> PackedMatrix:
-    """Return the same weights in the dense layout, made once and kept beside ``matrix``.
-
-    For processors without the gathers, and for float32 activations: 4 bits a weight, removed ones
-    too, in memory only.
-    """
-    known: PackedMatrix | None = matrix.__dict__.get("_dense")
-    if known is None:
-        count, width = tiles(matrix.rows), padded_columns(matrix.columns)
-        nibbles = np.zeros((count * TILE_ROWS, width), np.uint8)
-        nibbles[: matrix.rows, : matrix.columns] = decode_codes(matrix) & 15
-        split = nibbles.reshape(count, TILE_ROWS, width // 8, 2, QUAD).transpose(0, 2, 3, 1, 4)
-        known = PackedMatrix(
-            rows=matrix.rows,
-            columns=matrix.columns,
-            bits=4,
-            group_size=matrix.group_size,
-            codes=(split[:, :, 0] | split[:, :, 1] << np.uint8(4)).reshape(-1),
-            scales=matrix.scales,
-        )
-        matrix.__dict__["_dense"] = known
-    return known
 
 
 def decode_codes(matrix: StructuredMatrix) -> NDArray[np.int32]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from edgesparse_kernels._jit import inlined, serial_and_parallel
+from edgesparse_kernels._isa import by_set
+from edgesparse_kernels._jit import serial_and_parallel
 from edgesparse_kernels.batches import float_batch, integer_batch
 from edgesparse_kernels.four_bit import (
     bitmask4_int8,
@@ -16,14 +17,13 @@ from edgesparse_kernels.four_bit import (
     four_rows_int8,
 )
 from edgesparse_kernels.groups import decode_tiles
+from edgesparse_kernels.pairs import few_rows
 from edgesparse_kernels.tiles import quantize
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 
-@inlined
-def one_row(isa, m, planes, at, scratch, thread, out, first, last):
-    """Tiles ``first:last`` by one row of digits at address ``at``, results at address ``out``."""
+def _one_row(isa, m, planes, at, scratch, thread, out, first, last):
     scales, sums = scratch.scales[0], scratch.sums[0]
     if m.bits != 4:
         integer_batch(isa, m, planes, 1, at, scratch, thread, out, first, last)
@@ -37,6 +37,37 @@ def one_row(isa, m, planes, at, scratch, thread, out, first, last):
         bitmask4_int16(isa, m, at, scales, sums, out, first, last)
 
 
+def _one_row_avx2(isa, m, planes, at, scratch, thread, out, first, last):
+    if m.bits == 4:
+        few_rows(isa, m, planes, 1, at, scratch, thread, out, first, last)
+    else:
+        integer_batch(isa, m, planes, 1, at, scratch, thread, out, first, last)
+
+
+# Tiles ``first:last`` by one row of digits at address ``at``, results at address ``out``.
+one_row = by_set(_one_row, avx2=_one_row_avx2)
+
+
+def _rows(isa, m, planes, batch, at, scratch, thread, out, first, last):
+    if 1 < batch <= 4 and planes == 1 and m.bits == 4:
+        four_rows_int8(isa, m, batch, at, scratch, out, first, last)
+    elif batch > 1:
+        integer_batch(isa, m, planes, batch, at, scratch, thread, out, first, last)
+    else:
+        one_row(isa, m, planes, at, scratch, thread, out, first, last)
+
+
+def _rows_avx2(isa, m, planes, batch, at, scratch, thread, out, first, last):
+    if m.bits == 4 and planes * batch <= 4:
+        few_rows(isa, m, planes, batch, at, scratch, thread, out, first, last)
+    else:
+        integer_batch(isa, m, planes, batch, at, scratch, thread, out, first, last)
+
+
+# Likewise by ``batch`` rows of activations.
+rows = by_set(_rows, avx2=_rows_avx2)
+
+
 def _multiply_integer(isa, m, planes, x, threads, scratch, out):
     """``out[b] = weights @ x[b]`` with activations of one or two planes of int8."""
     batch, tiles = len(x), (m.rows + 15) // 16
@@ -48,12 +79,7 @@ def _multiply_integer(isa, m, planes, x, threads, scratch, out):
     at = np.int64(scratch.digits.ctypes.data)
     for thread in prange(threads):
         first, last = tiles * thread // threads, tiles * (thread + 1) // threads
-        if 1 < batch <= 4 and planes == 1 and m.bits == 4:
-            four_rows_int8(isa, m, batch, at, scratch, out_at, first, last)
-        elif batch > 1:
-            integer_batch(isa, m, planes, batch, at, scratch, thread, out_at, first, last)
-        else:
-            one_row(isa, m, planes, at, scratch, thread, out_at, first, last)
+        rows(isa, m, planes, batch, at, scratch, thread, out_at, first, last)
 
 
 def _multiply_float(isa, m, x_padded, threads, scratch, out):

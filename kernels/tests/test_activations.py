@@ -7,6 +7,7 @@ import pytest
 from edgesparse_kernels import _isa, activations
 from edgesparse_kernels import matmul as kernels
 from edgesparse_kernels.activations import Activations
+from edgesparse_kernels.matrix import PackedMatrix
 
 INTEGERS = (Activations.INT8, Activations.INT16)
 NAMES = ["dense2", "dense3", "dense4", "dense8", "bitmask2", "bitmask3", "bitmask4", "bitmask8"]
@@ -110,6 +111,30 @@ def test_nothing_is_left_of_the_call_before(isa, make_matrix):
         shorter, _ = make_matrix("dense4", 16, 70)
         part = np.where(np.arange(70) < 32, 0, x[:, :70]).astype(np.float32)
         assert np.array_equal(product(part, shorter, kind), activations.matmul(part, shorter, kind))
+
+
+@pytest.mark.parametrize("nibble", [0x7, 0x8])
+@pytest.mark.parametrize("is_dense", [True, False])
+@pytest.mark.parametrize("columns", [256, 384, 40])
+def test_sums_of_extremes_fit(isa, nibble, is_dense, columns):
+    """Digits of -128 by codes that are 15 or 0 when read as unsigned, for whole groups."""
+    width = -(-columns // 128) * 128
+    mask = np.full(width // 4, 2**64 - 1, np.uint64)
+    offsets = np.array([0, 8 * width], np.uint32)
+    matrix = PackedMatrix(
+        rows=16, columns=columns, bits=4, group_size=128,
+        codes=np.full(8 * width + 64, 17 * nibble, np.uint8),
+        scales=np.full(16 * width // 128, np.float16(1).view(np.uint16), np.uint16),
+        **({} if is_dense else {"mask": mask, "offsets": offsets}),
+    )  # fmt: skip
+    for batch in (1, 2, 3, 4, 5, 9):
+        x = np.full((batch, columns), 128, np.float32)
+        x[:, ::128] = 32512  # sets the scale to 1: all others have a high digit of 1, a low of -128
+        assert activations.quantize(x, 128, Activations.INT16).planes[1].min() == -128
+        for values in (x, -x, np.full_like(x, -1)):
+            for kind in INTEGERS:
+                exact = activations.matmul(values, matrix, kind)
+                assert np.array_equal(product(values, matrix, kind), exact)
 
 
 def test_sixteen_bits_are_nearly_exact(make_matrix):

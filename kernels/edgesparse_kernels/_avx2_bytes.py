@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 
+from edgesparse_kernels._avx2 import joined
 from edgesparse_kernels._places import WORDS
 from edgesparse_kernels._simd import (
     I8,
@@ -45,16 +46,10 @@ def _halves(builder, vector):
     return pick(builder, vector, range(count)), pick(builder, vector, range(count, 2 * count))
 
 
-def _joined(builder, first, second):
-    count = first.type.count
-    order = ir.Constant(ir.VectorType(I32, 2 * count), list(range(2 * count)))
-    return builder.shuffle_vector(first, second, order)
-
-
 def _by_halves(builder, call, *vectors):
     """``call`` on the first and on the second halves."""
     split = [_halves(builder, vector) for vector in vectors]
-    return _joined(builder, *(call(*parts) for parts in zip(*split, strict=True)))
+    return joined(builder, [call(*parts) for parts in zip(*split, strict=True)])
 
 
 def _add_products(builder, pairs, weights, values):

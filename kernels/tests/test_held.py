@@ -1,0 +1,60 @@
+"""A bitmask as dense codes: the same weights, the same products, and when it is done."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from edgesparse_kernels import _isa, held, reference
+from edgesparse_kernels import matmul as kernels
+from edgesparse_kernels.activations import Activations
+
+
+@pytest.fixture(params=["generic", "avx2", "avx512"])
+def isa(request, monkeypatch) -> str:
+    if request.param not in {isa.name for isa in _isa.available()}:
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv("EDGESPARSE_ISA", request.param)
+    monkeypatch.delenv("EDGESPARSE_IN_PLACE", raising=False)
+    return request.param
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (17, 129), (33, 600), (3, 65_700)])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.95, 1.0])
+def test_the_same_weights_and_products(isa, make_matrix, shape, sparsity):
+    matrix, weights = make_matrix("bitmask4", *shape, sparsity=sparsity)
+    dense = held.as_dense(matrix)
+    assert np.array_equal(dense.codes, held.dense_codes(matrix))
+    assert np.array_equal(reference.decode(dense), weights)
+    x = np.random.default_rng(1).standard_normal((2, shape[1])).astype(np.float32)
+    for kind in (Activations.INT8, Activations.INT16):
+        ours, theirs = np.empty((2, 2, shape[0]), np.float32)
+        kernels.matmul(x, matrix, out=ours, kind=kind)
+        kernels.matmul(x, dense, out=theirs, kind=kind)
+        assert np.array_equal(ours, theirs)
+
+
+def test_where_nothing_expands_fast_a_bitmask_is_held_as_dense_codes(isa, make_matrix):
+    matrix, _ = make_matrix("bitmask4", 32, 256)
+    found = held.for_products(matrix)
+    assert found.is_dense == (isa != "avx512")
+    codes = found.codes.nbytes if found.is_dense else matrix.codes.nbytes
+    assert found.nbytes == codes + found.scales.nbytes + found.mask.nbytes + found.offsets.nbytes
+    if found.is_dense:
+        assert found.codes.nbytes == 32 * 256 // 2
+
+
+def test_in_place_is_asked_for_by_word_or_environment(isa, make_matrix, monkeypatch):
+    matrix, _ = make_matrix("bitmask4", 32, 256)
+    assert held.for_products(matrix, in_place=True) is matrix
+    monkeypatch.setenv("EDGESPARSE_IN_PLACE", "1")
+    assert held.for_products(matrix) is matrix
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("dense4", "symmetric"), ("bitmask3", "symmetric"), ("bitmask4", "asymmetric"),
+     ("bitmask4", "table")],
+)  # fmt: skip
+def test_others_stay_as_they_are(isa, make_matrix, name, scheme):
+    matrix, _ = make_matrix(name, 32, 256, scheme=scheme)
+    assert held.for_products(matrix) is matrix
