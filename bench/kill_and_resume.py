@@ -1,12 +1,13 @@
 """Kill a compression and an export at random moments, go on, and compare what comes out.
 
-    python bench/kill_and_resume.py --count 100
+    python bench/kill_and_resume.py --count 100 --what compress,export,package
 
-Every round starts the command in a process of its own, kills it with SIGKILL at a random moment of
-its usual duration, looks at what lies there (a result is whole, or it is not there), and runs it to
-its end with ``--resume``; an export has nothing to go on with and begins anew.
-What then lies there must be the result of an undisturbed run, bit for bit, and nothing else.
-Only the clock and the command line in the manifest may differ.
+``export`` writes a program for ExecuTorch, ``package`` a package for Core ML. Every round starts a
+command in a process of its own, kills it with SIGKILL at a random moment of its usual duration,
+looks at what lies there (a result is whole, or it is not there), and runs it to its end with
+``--resume``; an export has nothing to go on with and begins anew. What then lies there must be the
+result of an undisturbed run, bit for bit, and nothing else. Only the clock and the command line in
+the manifest may differ, and the identifiers in a package's manifest.
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from edgesparse.cli import main as command
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-EXPORTED = "tiny.pte"
-LIBRARIES = ("edgesparse.compression", "edgesparse.exporting", "executorch.exir", "torch.export")
+EXPORTED = {"export": "tiny.pte", "package": "tiny.mlpackage"}
+LIBRARIES = (
+    "edgesparse.compression", "edgesparse.exporting", "executorch.exir", "coremltools",
+    "torch.export",
+)  # fmt: skip
 
 
 @dataclass
@@ -114,8 +118,15 @@ def kill_during(arguments: Sequence[str], seconds: float) -> None:
 def content(path: Path) -> str:
     """Return a digest of a result: all but the clock and the command line in the manifest."""
     digest = hashlib.sha256()
-    for file in sorted([path] if path.is_file() else path.iterdir()):
+    whole = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    for file in sorted(whole):
         text = file.read_bytes()
+        if file.name == "Manifest.json":  # of a package: drawn anew each time, and sorted by that
+            package = json.loads(text)
+            entries = package.pop("itemInfoEntries")
+            root = entries[package.pop("rootModelIdentifier")]
+            items = sorted(entries.values(), key=lambda entry: str(entry["path"]))
+            text = json.dumps([package, root, items]).encode()
         if file.name == "edgesparse.json":
             manifest = json.loads(text)
             for key in ("seconds", "command"):
@@ -173,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--what", default="compress,export")
+    parser.add_argument("--what", default="compress,export,package")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for library in LIBRARIES:
@@ -203,7 +214,8 @@ def run(what: str, model: Path, folder: Path, *, count: int, seed: int) -> Round
             "tiny", folder / what, count=count, seed=seed,
         )  # fmt: skip
     small = folder / "small"
-    timed(compression(model, small))
+    if not small.exists():
+        timed(compression(model, small))
 
     def export(output: Path) -> list[str]:
         return ["export", str(small), "-o", str(output)]
@@ -211,7 +223,7 @@ def run(what: str, model: Path, folder: Path, *, count: int, seed: int) -> Round
     def again(output: Path) -> list[str]:
         return [*export(output), "--resume"]
 
-    return disturb(export, again, EXPORTED, folder / what, count=count, seed=seed)
+    return disturb(export, again, EXPORTED[what], folder / what, count=count, seed=seed)
 
 
 if __name__ == "__main__":

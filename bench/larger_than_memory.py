@@ -162,6 +162,8 @@ def main() -> None:
         started = time.monotonic()
         peak, done = compress(model, output, options)
         report(options, size, output, peak, done, time.monotonic() - started)
+        if peak > parse_size(options.limit):
+            raise SystemExit("the limit was not kept")
     finally:
         if not options.keep:
             shutil.rmtree(options.folder)

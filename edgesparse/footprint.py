@@ -1,11 +1,13 @@
 """What a streamed compression holds at once, from shapes alone, and how it is made to fit a limit.
 
     beside the blocks   the tensors outside them, solving the largest of these
-    in a block          its weights (twice where a method wants the dense model's inputs too), and
-                        either running it and gathering the statistics of its widest layer, sums in
-                        float64, or these rounded, and solving its largest tensor
+    in a block          its weights as they are stored and mapped, and in float32 (twice where a
+                        method wants the dense model's inputs too), and either running it and
+                        gathering the statistics of its widest layer, sums in float64, or these
+                        rounded, and solving its largest tensor
 
-Each counts beside what the process holds before it begins. What then remains under the limit is for
+Each counts beside what the process holds before it begins, and what it will load and compile while
+it runs. What then remains under the limit is for
 the activations between blocks; more of them than that lie on disk.
 """
 
@@ -31,10 +33,14 @@ from edgesparse.planner import TensorPlan
 # Copies of a weight in float32 while it is solved and packed: scores, order, codes, cells. So many
 # that a block of bench/larger_than_memory.py is foreseen to take what it was seen to take.
 _SOLVE_COPIES = 9
-_WHOLE_COPIES = 4  # of a tensor solved some rows at a time
+_WHOLE_COPIES = 4  # of a tensor solved some rows at a time,
+_PIECE_COPIES = 12  # and of those rows
 _SQUARES = 8  # float32 [K, K] beside the statistics: what is factorized, and what is kept of it
 _RUN_COPIES = 3  # of the outputs of a block's layers
 _MARGIN = 1.05
+LOADED_LATER = 400_000_000
+"""Bytes of libraries and compiled kernels that come when they are first used: measured, so much
+more than their shapes say took 93 million parameters under a limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +73,7 @@ def fit_in_memory(
     """Return the largest batches, ``batch_size`` at most, with which the limit is kept.
 
     Args:
-        model: The skeleton, parameters on the meta device.
+        model: The skeleton, parameters on the meta device in the types they are stored in.
         todo: The tensors that are solved.
         needs: Statistics by module.
         window: Rows of one example: tokens of a window.
@@ -78,7 +84,7 @@ def fit_in_memory(
         UsageError: Not even one example at a time fits.
     """
     sizes = _Sizes.of(model, todo, needs)
-    held = resident_nbytes()
+    held = resident_nbytes() + LOADED_LATER
     while True:
         needed = int(_MARGIN * sizes.peak(batch_size * window)) + held
         between = 2 * batch_size * window * sizes.hidden * 4  # one batch in, one out
@@ -95,7 +101,7 @@ def fit_in_memory(
 
 @dataclass(frozen=True, kw_only=True)
 class _Sizes:
-    """Bytes in float32 of what is held together."""
+    """Bytes of what is held together."""
 
     outside: int
     block: int
@@ -126,13 +132,10 @@ class _Sizes:
         twins = 2 if Statistic.DENSE_TARGET in solved else 1
         return cls(
             outside=4 * sum(p.numel() for p in model.parameters() if id(p) not in inside),
-            block=4 * twins * max((_numel(block) for block in blocks), default=0),
+            block=max((4 * twins * _numel(b) + _stored(b) for b in blocks), default=0),
             statistics=4 * widest**2 * (squares + (_SQUARES if factorizes else 0)),
             gathering=4 * widest**2 * (2 * squares + 1),
-            solving=4
-            * max(
-                (_copies(todo[n], matrices[n]) * _product(matrices[n]) for n in within), default=0
-            ),
+            solving=4 * max((_solving(todo[n], matrices[n]) for n in within), default=0),
             solving_outside=4
             * _WHOLE_COPIES
             * max((_product(matrices[n]) for n in beyond), default=0),
@@ -157,13 +160,16 @@ class _Sizes:
         return ", ".join(f"{name} {format_size(value)}" for name, value in terms.items())
 
 
-def _copies(planned: TensorPlan, shape: tuple[int, int]) -> int:
-    from edgesparse.pieces import is_solved_by_rows
+def _solving(planned: TensorPlan, shape: tuple[int, int]) -> int:
+    """Return the numbers held while a tensor is solved."""
+    from edgesparse.pieces import AT_ONCE, is_solved_by_rows
 
     assert planned.rule is not None
     assert planned.spec is not None
-    by_rows = is_solved_by_rows(planned.rule, planned.spec, shape[1]) is not None
-    return _WHOLE_COPIES if by_rows else _SOLVE_COPIES
+    if is_solved_by_rows(planned.rule, planned.spec, shape[1]) is None:
+        return _SOLVE_COPIES * _product(shape)
+    piece = min(AT_ONCE, _product(shape))
+    return _WHOLE_COPIES * _product(shape) + _PIECE_COPIES * piece
 
 
 def _factorizes(planned: TensorPlan) -> bool:
@@ -178,6 +184,10 @@ def _outputs(block: nn.Module) -> int:
     """Return the outputs of all layers of a block for one row."""
     layers = [module for module in block.modules() if has_inputs(module)]
     return sum(as_matrix(layer.get_parameter("weight")).shape[0] for layer in layers)
+
+
+def _stored(block: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in block.parameters())
 
 
 def _numel(block: nn.Module) -> int:

@@ -23,7 +23,6 @@ from edgesparse.solve import solve_tensor
 AT_ONCE = 1 << 22  # weights: 16 MB in float32, and a dozen times that while they are solved
 _MEASURED_COST = 1 << 36  # multiplications: a second or two of one core
 _MEASURED_ROWS = 1024
-_WITHOUT_FACTOR = frozenset({"magnitude", "wanda", "rtn"})
 _BY_ROW = ("values", "scales", "keep_mask", "zeros")
 
 
@@ -107,13 +106,8 @@ def _measured_step(rows: int, columns: int) -> int:
 
 
 def is_solved_by_rows(rule: Rule, spec: FormatSpec, columns: int) -> int | None:
-    """Return at multiples of how many rows a large matrix is cut to be solved; None if it is not.
-
-    Where rows are independent and nothing is factorized, which each part would do again.
-    """
-    prunes = rule.pattern.is_dense or rule.method in _WITHOUT_FACTOR
-    rounds = spec.bits == 16 or rule.quantizer in _WITHOUT_FACTOR
-    return row_unit(rule, spec, columns) if prunes and rounds else None
+    """Return at multiples of how many rows a large matrix is cut to be solved; None: it is not."""
+    return row_unit(rule, spec, columns, factorizes=False)
 
 
 def _decodable(codes: Codes, shape: torch.Size) -> Iterator[slice]:

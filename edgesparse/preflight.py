@@ -60,7 +60,7 @@ def room_for(
             f"with --memory-limit, {format_size(needed // 4)} say, they are read block by block",
         )
         return Footprint(batch_size=batch_size)
-    model, todo = streamable(captured).float(), work_of(plan)
+    model, todo = streamable(captured), work_of(plan)
     needs = needs_by_module(model, todo, measured=measured)
     return fit_in_memory(model, todo, needs, window, batch_size, memory_limit)
 

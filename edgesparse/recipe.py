@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesparse.errors import RecipeError
+from edgesparse.expressions import compiled
 from edgesparse.model import TensorInfo, TensorKind
 from edgesparse.packed import ALL_BITS, SCHEMES, SYMMETRIC, TABLE, scheme_bits
 from edgesparse.pattern import DENSE, Pattern
@@ -83,10 +83,7 @@ class Rule:
                 "per row"
             )
         if self.name is not None and self.name.startswith("re:"):
-            try:
-                re.compile(self.name[3:])
-            except re.error as error:
-                raise RecipeError(f"name {self.name!r} is no regular expression: {error}") from None
+            compiled(self.name[3:])
 
     def _check_scheme(self) -> None:
         """Check that the scheme is one, and goes with the bits."""
@@ -111,7 +108,8 @@ class Rule:
             return True
         names = (tensor.name, *tensor.aliases)
         if self.name.startswith("re:"):
-            return any(re.search(self.name[3:], name) for name in names)
+            expression = compiled(self.name[3:])
+            return any(expression.search(name) for name in names)
         return any(fnmatch.fnmatchcase(name, self.name) for name in names)
 
 

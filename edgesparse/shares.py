@@ -17,9 +17,12 @@ from edgesparse.recipe import Rule
 _TILE = 16
 _LONGEST_UNIT = 64
 _CRUMB = 8  # a cut this fraction from a matrix' end is moved there: a piece costs a whole sweep
-_ROW_BY_ROW = frozenset({"rtn", "gptq"})
-# With N:M patterns.
-_GROUP_BY_GROUP = frozenset({"magnitude", "wanda", "sparsegpt", "sparsegpt-fast", "admm"})
+# Methods that solve rows apart, and whether they factorize what all rows have in common. Pruners
+# do with N:M patterns; of those that others have registered nothing is known.
+_PRUNERS = {
+    "magnitude": False, "wanda": False, "sparsegpt": True, "sparsegpt-fast": True, "admm": True,
+}  # fmt: skip
+_QUANTIZERS = {"rtn": False, "gptq": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +52,40 @@ class Stacked:
     unit: int | None
 
 
-def row_unit(rule: Rule, spec: FormatSpec, columns: int) -> int | None:
+def row_unit(rule: Rule, spec: FormatSpec, columns: int, *, factorizes: bool = True) -> int | None:
     """Return at multiples of how many rows a matrix may be cut; None if not at all.
 
     A fraction of the weights of a whole matrix is chosen from all of its rows; N of M neighbours,
     a fraction of each row, and codes with the row's own scales are not; one scale for the tensor
-    is. Of methods that others have registered nothing is known.
+    is.
+
+    Args:
+        rule: What is done to the matrix.
+        spec: How it is stored.
+        columns: K.
+        factorizes: Whether each part may factorize what all have in common: it costs time that
+            other processes have, but one process would do it again for every part.
     """
     unit: int | None = _TILE
     if not rule.pattern.is_dense:
-        if rule.method not in _GROUP_BY_GROUP:
+        if not _is_known(_PRUNERS, rule.method, factorizes):
             return None
         if rule.pattern.n_of_m is None:
             unit = _whole_rows(rule, columns)
     if unit is not None and spec.bits < 16:
         if rule.one_scale:
             return None
-        if rule.quantizer not in _ROW_BY_ROW or (spec.scheme == TABLE and not spec.table_rows):
+        if not _is_known(_QUANTIZERS, rule.quantizer, factorizes):
+            return None
+        if spec.scheme == TABLE and not spec.table_rows:
             return None
         unit = lcm(unit, spec.table_rows or 1)
     return unit
+
+
+def _is_known(methods: Mapping[str, bool], method: str, factorizes: bool) -> bool:
+    """Whether a method solves rows apart, and factorizes only where that is no matter."""
+    return method in methods and (factorizes or not methods[method])
 
 
 def _whole_rows(rule: Rule, columns: int) -> int | None:

@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 from edgesparse.calibrate.activations import Activations
+from edgesparse.calibrate.hidden import first_hidden
 from edgesparse.calibrate.inputs import as_matrix, has_inputs
 from edgesparse.calibrate.record import Group, find_chain, groups_of, record
 from edgesparse.calibrate.replay import Room
 from edgesparse.calibrate.residence import Residence
-from edgesparse.calibrate.stages import BlockStage, Rest, Stage, WholeModel, first_hidden
+from edgesparse.calibrate.stages import BlockStage, Rest, Stage, WholeModel
 from edgesparse.calibrate.statistics import Accumulator, Statistic, Statistics
 from edgesparse.calibrate.team import Team
 from edgesparse.calibrate.windows import Batch

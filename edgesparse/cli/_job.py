@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgesparse.cli._calibration import Data
 from edgesparse.cli._console import Step, command_line, remark, show, verbosity, working
 from edgesparse.cli._options import cache_directory
+from edgesparse.cli._training import each_step
 from edgesparse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,16 +75,13 @@ def _recovered(
     solver: Mapping[str, Any],
 ) -> CompressedModel:
     """Return the model distilled from the dense one on what it was calibrated on."""
-    from edgesparse.recovery import RecoveryProgress, recover
+    from edgesparse.recovery import recover
 
     with working("recovering") as step:
-
-        def each(progress: RecoveryProgress) -> None:
-            step(int(1000 * progress.fraction), 1000)
-
         return recover(
             compressed, teacher=dense, data=data.calibration, minutes=minutes,
-            window=solver["window"], seed=solver["seed"], device=solver["device"], progress=each,
+            window=solver["window"], seed=solver["seed"], device=solver["device"],
+            progress=each_step(step, says_every=None),
         )  # fmt: skip
 
 

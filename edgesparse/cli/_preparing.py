@@ -110,5 +110,11 @@ def prepared(
 
 def can_measure(captured: CapturedModel, memory_limit: int | None) -> bool:
     """Whether the dense and the packed model can run whole."""
-    # The dense model in float32, the packed ones, activations.
-    return memory_limit is None or 8 * captured.num_parameters <= memory_limit
+    if memory_limit is None:
+        return True
+    from edgesparse.footprint import LOADED_LATER
+    from edgesparse.memory import resident_nbytes
+
+    # The dense model in float32, the packed ones, activations; beside them the program.
+    needed = 8 * captured.num_parameters + resident_nbytes() + LOADED_LATER
+    return needed <= memory_limit

@@ -133,13 +133,13 @@ def _solved(
 ) -> Sensitivity:
     from edgesparse.cli._console import working
     from edgesparse.planner import default_recipe
-    from edgesparse.planner.layer_errors import measured_rates
+    from edgesparse.planner.layer_errors import Passes, measured_rates
 
     with working("solving every candidate") as step:
+        passes = Passes(windows=None, cache=cache_directory(), progress=step)
         return measured_rates(
-            captured, recipe or default_recipe(), sensitivity, calibration,
-            target=target, windows=None, cache=cache_directory(), progress=step,
-        )  # fmt: skip
+            captured, recipe or default_recipe(), sensitivity, calibration, passes, target=target
+        )
 
 
 def _draw(

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgesparse.budget import format_size
-from edgesparse.cli._console import remark, show, show_json, verbosity, working
+from edgesparse.cli._console import show, show_json, working
 from edgesparse.cli._options import common, force_option, text_option
+from edgesparse.cli._training import each_step
 from edgesparse.errors import OutputExists, UsageError
 
 if TYPE_CHECKING:
     from edgesparse.model import CapturedModel
-    from edgesparse.recovery.progress import RecoveryProgress
 
 
 @click.command(short_help="Cut neurons, heads, layers or experts; a smaller dense model.")
@@ -116,15 +116,10 @@ def _healed(
     from edgesparse.structured.healing import heal
 
     with working("training") as step:
-
-        def each(progress: RecoveryProgress) -> None:
-            step(round(1000 * progress.fraction), 1000)
-            if verbosity().verbose and progress.step % 10 == 0:
-                remark(f"step {progress.step}: loss {progress.loss:.4f}")
-
         return heal(
-            small, whole, data=data, minutes=minutes, window=window, seed=seed, progress=each
-        )
+            small, whole, data=data, minutes=minutes, window=window, seed=seed,
+            progress=each_step(step, says_every=10),
+        )  # fmt: skip
 
 
 def _write(small: CapturedModel, output: Path, *, force: bool) -> None:

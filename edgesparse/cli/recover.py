@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgesparse.cli._console import command_line, remark, show, show_json, verbosity, working
+from edgesparse.cli._console import command_line, show, show_json, working
 from edgesparse.cli._models import open_compressed
 from edgesparse.cli._options import (
     common,
@@ -17,6 +17,7 @@ from edgesparse.cli._options import (
     force_option,
     source_option,
 )
+from edgesparse.cli._training import each_step
 from edgesparse.cli.compress import check_free, saved_line
 from edgesparse.errors import UsageError
 from edgesparse.store.space import require_space
@@ -112,21 +113,14 @@ def recover(
     compressed = open_compressed(model, source)
     require_space(output, compressed.nbytes)
     from edgesparse.calibrate.team import joined
-    from edgesparse.recovery import RecoveryProgress
     from edgesparse.recovery import recover as distil
 
     with joined(device) as (team, own_device), working("recovering") as step:
-
-        def each(progress: RecoveryProgress) -> None:
-            step(int(1000 * progress.fraction), 1000)
-            if verbosity().verbose:
-                remark(f"step {progress.step}: loss {progress.loss:.4f}")
-
         recovered = distil(
             compressed, data=data, minutes=minutes, steps=steps, validation=validation,
             gradual=gradual, noise=noise, lr=lr, batch=batch, accumulate=accumulate, hidden=hidden,
             checkpoint=checkpoint, window=window, seed=seed, device=own_device, team=team,
-            progress=each,
+            progress=each_step(step),
         )  # fmt: skip
     if not team.leads:
         return

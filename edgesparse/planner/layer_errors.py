@@ -54,6 +54,34 @@ class _Damage:
 
 _DAMAGES = (_Damage(ROUNDED, round_off), _Damage(REMOVED, take_away))
 
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """How the model is run to measure the errors of its layers.
+
+    Attributes:
+        windows: Windows of tokens; None takes as many as there are, at most 256.
+        window: Tokens in a window.
+        device: Where blocks run and solvers compute.
+        seed: Which windows.
+        cache: Directory where measured errors are kept; None keeps none.
+        progress: Called with (tensors done, tensors in all).
+    """
+
+    windows: int | None = 16
+    window: int = 512
+    device: str = "cpu"
+    seed: int = 0
+    cache: Path | None = None
+    progress: Callable[[int, int], None] | None = None
+
+    def batches(self, captured: CapturedModel, calibration: object) -> list[Batch]:
+        """Return the batches of the calibration data."""
+        return calibration_batches(
+            captured, calibration, windows=self.windows, window=self.window, seed=self.seed
+        )
+
+
 LayerErrors = Mapping[str, Mapping[Rule, float]]
 """Tensor name → candidate → relative output error; 0 where the tensor would stay as it is."""
 
@@ -62,13 +90,7 @@ def measure_layer_errors(
     captured: CapturedModel,
     candidates: Sequence[Rule],
     calibration: object,
-    *,
-    windows: int | None = 16,
-    window: int = 512,
-    device: str = "cpu",
-    seed: int = 0,
-    cache: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    passes: Passes = Passes(),
 ) -> dict[str, dict[Rule, float]]:
     """Return the error of every compressible tensor for every candidate that matches it.
 
@@ -76,21 +98,16 @@ def measure_layer_errors(
         captured: The model; not changed.
         candidates: Pattern, sparsity, bits, group size and methods to try.
         calibration: See ``calibrate.calibration_batches``.
-        windows: Windows of tokens.
-        window: Tokens in a window.
-        device: Where blocks run and solvers compute.
-        seed: Which windows.
-        cache: Directory where measured errors are kept; None keeps none.
-        progress: Called with (tensors done, tensors in all).
+        passes: How it is run.
 
     Raises:
         CalibrationError: Unusable calibration data, activations that are not finite.
     """
-    batches = calibration_batches(captured, calibration, windows=windows, window=window, seed=seed)
+    batches = passes.batches(captured, calibration)
     tensors = {t.name: t for t in captured.tensors if t.compressible}
     matching = {n: [r for r in candidates if r.matches(t)] for n, t in tensors.items()}
-    with Measured.of(cache, captured, batches) as measured:
-        found = _errors(captured, matching, batches, measured, torch.device(device), progress)
+    with Measured.of(passes.cache, captured, batches) as measured:
+        found = _errors(captured, matching, batches, measured, passes)
     return {n: {r: e for r, e in of.items() if isinstance(r, Rule)} for n, of in found.items()}
 
 
@@ -99,14 +116,9 @@ def measured_rates(
     recipe: Recipe,
     sensitivity: Sensitivity,
     calibration: object,
+    passes: Passes = Passes(),
     *,
     target: str | None = None,
-    windows: int | None = 16,
-    window: int = 512,
-    device: str = "cpu",
-    seed: int = 0,
-    cache: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Rates]:
     """Return rates with the measured error of everything that ``recipe`` leaves open.
 
@@ -118,18 +130,13 @@ def measured_rates(
         recipe: What the planner may choose from.
         sensitivity: From ``measure_sensitivity``.
         calibration: See ``calibrate.calibration_batches``.
+        passes: How it is run.
         target: Exporter that reads the formats.
-        windows: Windows of tokens.
-        window: Tokens in a window.
-        device: Where blocks run and solvers compute.
-        seed: Which windows.
-        cache: Directory where measured errors are kept; None keeps none.
-        progress: Called with (tensors done, tensors in all).
 
     Raises:
         CalibrationError: Unusable calibration data, activations that are not finite.
     """
-    batches = calibration_batches(captured, calibration, windows=windows, window=window, seed=seed)
+    batches = passes.batches(captured, calibration)
     formats, entries = readable_by(target), {}
     for tensor in captured.tensors:
         if tensor.compressible and tensor.name in sensitivity:
@@ -138,8 +145,8 @@ def measured_rates(
     wanted: dict[str, list[Rule | _Damage]] = {
         name: [*_DAMAGES, *of] for name, of in entries.items() if of
     }
-    with Measured.of(cache, captured, batches) as measured:
-        errors = _errors(captured, wanted, batches, measured, torch.device(device), progress)
+    with Measured.of(passes.cache, captured, batches) as measured:
+        errors = _errors(captured, wanted, batches, measured, passes)
     rates = dict(sensitivity)
     for name in wanted:
         error = {
@@ -166,8 +173,7 @@ def _errors(
     matching: Mapping[str, Sequence[Rule | _Damage]],
     batches: Sequence[Batch],
     measured: Measured,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
+    passes: Passes,
 ) -> dict[str, dict[Rule | _Damage, float]]:
     """Return the error of every tensor for everything in ``matching``."""
     tensors = {t.name: t for t in captured.tensors if t.name in matching}
@@ -177,8 +183,8 @@ def _errors(
         for case in matching[tensor.name]:
             measure = partial(_error, tensor, weight, statistics, case)
             errors[tensor.name][case] = measured.loss(tensor.name, describe(case), measure)
-        if progress is not None:
-            progress(sum(map(bool, errors.values())), sum(map(bool, matching.values())))
+        if passes.progress is not None:
+            passes.progress(sum(map(bool, errors.values())), sum(map(bool, matching.values())))
 
     unknown = {
         name: _needs(tensors[name], cases)
@@ -189,7 +195,7 @@ def _errors(
         empty = Statistics(columns=tensors[name].matrix_shape[1])
         see(tensors[name], torch.empty(0), empty)
     if unknown:
-        visit(captured, unknown, batches, see, device=device)
+        visit(captured, unknown, batches, see, device=torch.device(passes.device))
     return errors
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from edgesparse_kernels import matmul as kernels
 from edgesparse_kernels.held import for_products
-from numba import get_num_threads, set_num_threads
 
 from edgesparse.calibrate import Statistics
 from edgesparse.errors import UsageError
@@ -86,18 +85,13 @@ def _packed_rate(spec: FormatSpec, rule: Rule) -> float:
     copies = [_copy(packed) for _ in range(count)]
     matrices = [for_products(open_matrix(copy)) for copy in copies]
     x, out = np.ones((1, _COLUMNS), np.float32), np.empty((1, _ROWS), np.float32)
-    threads = get_num_threads()
-    set_num_threads(1)
-    try:
-        kernels.matmul(x, matrices[0], out=out)  # compiles
-        times = []
-        for _ in range(_REPEATS):
-            began = time.perf_counter_ns()
-            for matrix in matrices:
-                kernels.matmul(x, matrix, out=out)
-            times.append(time.perf_counter_ns() - began)
-    finally:
-        set_num_threads(threads)
+    kernels.matmul(x, matrices[0], out=out)  # compiles
+    times = []
+    for _ in range(_REPEATS):
+        began = time.perf_counter_ns()
+        for matrix in matrices:
+            kernels.matmul(x, matrix, out=out)
+        times.append(time.perf_counter_ns() - began)
     return min(times) / (count * weight.numel())
 
 

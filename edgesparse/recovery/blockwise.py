@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgesparse.calibrate.hidden import Hidden, first_hidden
 from edgesparse.calibrate.inputs import has_inputs
 from edgesparse.calibrate.record import Chain, disable_cache, find_chain, record
 from edgesparse.calibrate.residence import Residence
-from edgesparse.calibrate.stages import Hidden, first_hidden
 from edgesparse.calibrate.windows import Batch, calibration_batches
 from edgesparse.errors import CalibrationError
 from edgesparse.model import CompressedModel

@@ -93,10 +93,11 @@ class FusedStep:
                 f"{self._position + len(ids)} positions, room for {self._shape.capacity}"
             )
         embedded = self._embed(ids)
-        for i, row in enumerate(embedded):
-            wanted = self._logits if i + 1 == len(ids) else self._logits[:0]
-            self._run(*self._fixed, self._position, self._room, row, wanted)
-            self._position += 1
+        with _jit.workers(self._options.threads):
+            for i, row in enumerate(embedded):
+                wanted = self._logits if i + 1 == len(ids) else self._logits[:0]
+                self._run(*self._fixed, self._position, self._room, row, wanted)
+                self._position += 1
         return torch.from_numpy(self._logits)
 
     def _compile(self) -> Any:

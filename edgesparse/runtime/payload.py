@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from edgesparse.formats.operand import open_matrix
 from edgesparse.packed import ASYMMETRIC, TABLE, Codes, PackedTensor
-from edgesparse.runtime.ops import decode, packed_arguments
+from edgesparse.runtime.arguments import packed_arguments
+from edgesparse.runtime.ops import decode
 
 
 class DecodedSlot:

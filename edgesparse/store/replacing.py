@@ -11,9 +11,8 @@ from pathlib import Path
 from edgesparse.errors import FormatError, OutputExists
 from edgesparse.store.atomic import flush_directory, work_directory
 
-_REFUSALS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-)  # fmt: skip
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_DENIED = (errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -46,11 +45,17 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
         for parent in made:
             with suppress(OSError):  # somebody else has put something there meanwhile
                 parent.rmdir()
-        if isinstance(error, OSError) and error.errno in _REFUSALS:
+        if isinstance(error, OSError) and _is_refusal(error, path.parent):
             raise FormatError(
                 f"cannot write {path}: {error.strerror}; nothing was left there"
             ) from error
         raise
+
+
+def _is_refusal(error: OSError, folder: Path) -> bool:
+    """Whether the file system refuses; a file elsewhere that cannot be opened is another matter."""
+    here = str(error.filename).startswith(str(folder))
+    return error.errno in _FULL or (error.errno in _DENIED and here)
 
 
 def _flush(folder: Path) -> None:

@@ -7,7 +7,8 @@ that carries a digest of the whole package: a change anywhere compiles all of it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import ParamSpec, TypeVar
@@ -76,6 +77,24 @@ def serial_and_parallel(function: Callable[P, R]) -> tuple[Callable[P, R], Calla
         _stamped(function, "_parallel")
     )
     return serial, parallel
+
+
+@contextmanager
+def workers(count: int) -> Iterator[None]:
+    """Let the parallel kernels of this thread use ``count`` threads for a while, and wake no more.
+
+    A loop of two parts is otherwise handed to all the threads a process may have, and waits for
+    all: with eight a product of 1024 by 1024 on two threads took 113 µs instead of 43.
+    """
+    before, wanted = numba.get_num_threads(), max(1, min(count, numba.config.NUMBA_NUM_THREADS))
+    if wanted == before:
+        yield
+        return
+    numba.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:

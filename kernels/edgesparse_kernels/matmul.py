@@ -44,6 +44,21 @@ def matmul(
     _expect(out, (len(x), matrix.rows), "out")
     _expect_writeable(out)
     _expect_support(matrix, kind)
+    if threads == 1:
+        _multiply(x, matrix, kind, 1, out)
+    else:
+        with _jit.workers(threads):
+            _multiply(x, matrix, kind, threads, out)
+
+
+def _multiply(
+    x: NDArray[np.float32],
+    matrix: AnyMatrix,
+    kind: Activations,
+    threads: int,
+    out: NDArray[np.float32],
+) -> None:
+    """Multiply by the kernels there are for the matrix and this processor."""
     if not _jit.is_enabled():
         out[:] = _reference(x, matrix, kind)
     elif isinstance(matrix, StructuredMatrix):
@@ -52,7 +67,7 @@ def matmul(
         if kind is not Activations.FLOAT32 and dispatch.can_gather(matrix):
             dispatch.gather(x, matrix, kind, threads, out)
         else:
-            matmul(x, as_dense(matrix), out=out, kind=kind, threads=threads)
+            _multiply(x, as_dense(matrix), kind, threads, out)
     elif matrix.is_symmetric and has_octets(matrix):
         from edgesparse_kernels import dispatch
 
@@ -95,7 +110,8 @@ def decode(matrix: AnyMatrix, *, out: NDArray[np.float32], threads: int = 1) -> 
 
         _expect(out, (matrix.rows, matrix.columns), "out")
         _expect_writeable(out)
-        dispatch.decode(matrix, threads, out)
+        with _jit.workers(threads):
+            dispatch.decode(matrix, threads, out)
         return
     embedding(np.arange(matrix.rows, dtype=np.int64), matrix, out=out, threads=threads)
 
@@ -133,7 +149,8 @@ def embedding(
     from edgesparse_kernels import generic
 
     loop = generic.decode_rows if threads == 1 else generic.decode_rows_parallel
-    loop(*_arguments(matrix), indices, threads, out)
+    with _jit.workers(threads):
+        loop(*_arguments(matrix), indices, threads, out)
 
 
 Arguments = tuple[

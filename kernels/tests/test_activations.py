@@ -102,6 +102,19 @@ def test_threads_and_batches_change_nothing(make_matrix, batch):
             assert np.array_equal(product(x, matrix, kind), alone)
 
 
+def test_the_threads_of_other_code_are_as_they_were(make_matrix):
+    import numba
+
+    matrix, _ = make_matrix("dense4", 64, 128)
+    before = numba.get_num_threads()
+    for threads in (1, 2, 64):  # more than there may be: as many as there are share the tiles
+        assert np.array_equal(
+            product(draw((1, 128)), matrix, Activations.INT8, threads=threads),
+            product(draw((1, 128)), matrix, Activations.INT8),
+        )
+        assert numba.get_num_threads() == before
+
+
 def test_nothing_is_left_of_the_call_before(isa, make_matrix):
     """Room to work in is kept: neither longer rows nor values where now are zeros may show."""
     x = draw((1, 128))

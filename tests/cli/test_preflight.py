@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from edgesparse.capture import load
+from edgesparse.cli._preparing import can_measure
+
 Cli = Callable[..., Result]
 
 
@@ -71,3 +74,11 @@ def test_a_disk_without_room(
     assert result.exit_code == 1, result.output
     assert "are needed, 1.00 kB are free on that disk" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_compared_whole_counts_beside_the_program(language_model: Path) -> None:
+    captured = load(language_model)
+    whole = 8 * captured.num_parameters
+    assert can_measure(captured, None)
+    assert can_measure(captured, whole + (4 << 30))
+    assert not can_measure(captured, whole + 1)

@@ -12,7 +12,7 @@ from edgesparse.calibrate.activations import Activations
 from edgesparse.calibrate.residence import Streamed, outermost_blocks
 from edgesparse.compression import compress
 from edgesparse.errors import CalibrationError, UsageError
-from edgesparse.footprint import fit_in_memory
+from edgesparse.footprint import LOADED_LATER, fit_in_memory
 from edgesparse.memory import resident_nbytes
 from edgesparse.model import CapturedModel, CompressedModel
 
@@ -74,8 +74,8 @@ def test_a_model_without_a_chain_is_refused(unchained: CapturedModel) -> None:
 
 
 def test_less_memory_means_smaller_batches_and_more_on_disk(llama: Llama) -> None:
-    model = llama().skeleton().float()
-    held = resident_nbytes()
+    model = llama().skeleton()
+    held = resident_nbytes() + LOADED_LATER
     sizes = [fit_in_memory(model, {}, {}, 10_000, 8, held + room) for room in (10**10, 10**8)]
     assert sizes[0].batch_size == 8
     assert sizes[1].batch_size < 8

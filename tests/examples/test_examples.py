@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ENOUGH_SECONDS = 900
+RunScript = Callable[[Path, Path, int], str]
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("[0-9]*.py")), ids=lambda path: path.stem)
-def test_it_runs(example: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, example],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=ENOUGH_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+def test_it_runs(run_script: RunScript, example: Path, tmp_path: Path) -> None:
+    assert run_script(example, tmp_path, ENOUGH_SECONDS).strip()
 
 
 def test_the_recipe_file_is_the_one_the_documents_show() -> None:

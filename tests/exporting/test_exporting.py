@@ -212,9 +212,17 @@ def test_a_disk_that_fills_up_is_an_error_of_ours_and_leaves_what_was_there(
     with pytest.raises(FormatError, match=r"cannot write .*a\.toy: No space left on device"):
         export(model(), path=path, force=True)
     assert path.read_text() == "precious"
-    toy.fails = OSError(errno.EBADF, "Bad file descriptor")  # that is a defect, and looks like one
-    with pytest.raises(OSError, match="Bad file descriptor"):
+    toy.fails = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".a"))
+    with pytest.raises(FormatError, match=r"cannot write .*a\.toy: Permission denied"):
         export(model(), path=path, force=True)
+    # Those are defects, and look like it.
+    for defect in (
+        OSError(errno.EBADF, "Bad file descriptor"),
+        PermissionError(errno.EACCES, "Permission denied", "/some/tool"),
+    ):
+        toy.fails = defect
+        with pytest.raises(OSError, match=str(defect.strerror)):
+            export(model(), path=path, force=True)
     assert files(tmp_path) == ["a.toy"]
 
 

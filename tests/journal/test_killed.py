@@ -28,5 +28,6 @@ def test_a_compression_killed_at_random_moments() -> None:
 
 
 @pytest.mark.slow
-def test_an_export_killed_at_random_moments() -> None:
-    assert "0 faults" in rounds("export", 10)
+@pytest.mark.parametrize("what", ["export", "package"])
+def test_an_export_killed_at_random_moments(what: str) -> None:
+    assert "0 faults" in rounds(what, 10)

@@ -14,7 +14,7 @@ from edgesparse.model import CapturedModel, TensorKind
 from edgesparse.pattern import Pattern
 from edgesparse.planner import layer_errors
 from edgesparse.planner.error_model import gaussian_error
-from edgesparse.planner.layer_errors import describe, measure_layer_errors, measured_rates
+from edgesparse.planner.layer_errors import Passes, describe, measure_layer_errors, measured_rates
 from edgesparse.planner.rates import Rates
 from edgesparse.planner.sensitivity import round_off, take_away
 from edgesparse.recipe import Rule
@@ -56,7 +56,7 @@ def test_more_is_lost_with_fewer_bits_and_less_freedom(captured: CapturedModel) 
 def test_a_candidate_is_solved_once(
     captured: CapturedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = measure_layer_errors(captured, RULES[:2], DATA, cache=tmp_path)
+    first = measure_layer_errors(captured, RULES[:2], DATA, Passes(cache=tmp_path))
     solved = []
     original = layer_errors.solve_tensor
 
@@ -65,9 +65,9 @@ def test_a_candidate_is_solved_once(
         return original(name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(layer_errors, "solve_tensor", counting)
-    assert measure_layer_errors(captured, RULES[:2], DATA, cache=tmp_path) == first
+    assert measure_layer_errors(captured, RULES[:2], DATA, Passes(cache=tmp_path)) == first
     assert solved == []
-    more = measure_layer_errors(captured, RULES[:5], DATA, cache=tmp_path)
+    more = measure_layer_errors(captured, RULES[:5], DATA, Passes(cache=tmp_path))
     assert sorted(set(solved)) == ["0.weight", "2.weight"]
     assert len(solved) == 2 * 3
     assert all(more[name][rule] == e for name, of in first.items() for rule, e in of.items())
@@ -84,7 +84,7 @@ def test_only_what_a_rule_matches_is_measured(captured: CapturedModel) -> None:
     rule = Rule(kind=TensorKind.EMBEDDING, bits=4)
     assert measure_layer_errors(captured, [rule], DATA) == {"0.weight": {}, "2.weight": {}}
     both = Rule(kind=TensorKind.LINEAR, bits=4, group_size=32, quantizer="rtn")
-    measure_layer_errors(captured, [both], DATA, progress=lambda *step: seen.append(step))
+    measure_layer_errors(captured, [both], DATA, Passes(progress=lambda *step: seen.append(step)))
     assert seen == [(1, 2), (2, 2)]
 
 
@@ -97,7 +97,7 @@ def test_the_planner_weighs_what_was_measured(captured: CapturedModel, tmp_path:
     open_rule = Rule(method="sparsegpt", adjustable=frozenset({"bits", "sparsity"}), group_size=32)
     recipe = edgesparse.Recipe((open_rule,))
     alike = {t.name: Rates(rounding=1.0, pruning=3.0) for t in captured.tensors if t.compressible}
-    rates = measured_rates(captured, recipe, alike, DATA, cache=tmp_path)
+    rates = measured_rates(captured, recipe, alike, DATA, Passes(cache=tmp_path))
     plan = edgesparse.plan(
         captured, recipe, budget=edgesparse.Budget(file="6kB"), sensitivity=rates
     )
@@ -106,7 +106,7 @@ def test_the_planner_weighs_what_was_measured(captured: CapturedModel, tmp_path:
     # Nothing is compressed before the first layer: what was measured is what compress finds.
     predicted = rates["0.weight"].loss(first.spec)
     assert predicted == pytest.approx(rates["0.weight"].output * small.errors["0.weight"], rel=1e-5)
-    assert measured_rates(captured, recipe, alike, DATA, cache=tmp_path) == rates
+    assert measured_rates(captured, recipe, alike, DATA, Passes(cache=tmp_path)) == rates
 
 
 def test_the_rate_of_an_output_error_explains_the_damages(captured: CapturedModel) -> None:

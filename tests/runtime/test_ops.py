@@ -12,7 +12,7 @@ from torch.nn import functional
 from edgesparse.errors import CorruptPack, FormatError
 from edgesparse.packed import FORMATS, Codes
 from edgesparse.pattern import DENSE, Pattern
-from edgesparse.runtime import ops
+from edgesparse.runtime import arguments
 
 NAMES = sorted(name for name in FORMATS if name.startswith(("dense", "bitmask")))
 
@@ -33,7 +33,7 @@ def make(name, shape=(70, 300), group_size=32):
 
 
 def call_linear(x, packed, bias=None):
-    a = ops.packed_arguments(packed)
+    a = arguments.packed_arguments(packed)
     return torch.ops.edgesparse.linear(x, a.buffers, a.format, a.shape, a.group_size, bias)
 
 
@@ -66,7 +66,7 @@ def test_structured_layouts_compute_too(name, pattern):
         group_size=128,
     )
     packed = FORMATS.get(name).pack(codes, pattern=Pattern.parse(pattern))
-    a = ops.packed_arguments(packed)
+    a = arguments.packed_arguments(packed)
     weight = torch.from_numpy(codes.decode())
     x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(call_linear(x, packed), functional.linear(x, weight))
@@ -85,14 +85,14 @@ def test_linear_follows_the_type_of_x():
 @pytest.mark.parametrize("name", NAMES)
 def test_embedding_is_exact(name):
     packed = make(name)
-    a = ops.packed_arguments(packed)
+    a = arguments.packed_arguments(packed)
     indices = torch.tensor([[0, 69], [16, 15]])
     found = torch.ops.edgesparse.embedding(indices, a.buffers, a.format, a.shape, a.group_size)
     assert torch.equal(found, torch.from_numpy(packed.decode())[indices])
 
 
 def test_embedding_refuses_an_index_outside():
-    a = ops.packed_arguments(make("dense4"))
+    a = arguments.packed_arguments(make("dense4"))
     with pytest.raises(IndexError):
         torch.ops.edgesparse.embedding(
             torch.tensor([70]), a.buffers, a.format, a.shape, a.group_size
@@ -102,7 +102,7 @@ def test_embedding_refuses_an_index_outside():
 class Packed(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.arguments = ops.packed_arguments(make("bitmask4"))
+        self.arguments = arguments.packed_arguments(make("bitmask4"))
         for i, buffer in enumerate(self.arguments.buffers):
             self.register_buffer(f"buffer{i}", buffer)
 
@@ -154,7 +154,7 @@ def test_sparse_values_keeps_only_what_the_mask_keeps():
 
 
 def test_hostile_buffers_are_refused():
-    a = ops.packed_arguments(make("bitmask4"))
+    a = arguments.packed_arguments(make("bitmask4"))
     x = torch.zeros(1, 300)
     for damaged in (a.buffers[:-1], [], [a.buffers[0] * 0 - 1, *a.buffers[1:]]):
         with pytest.raises(CorruptPack):
@@ -165,13 +165,13 @@ def test_hostile_buffers_are_refused():
 
 def test_a_checked_pack_is_forgotten_with_its_tensors():
     gc.collect()
-    before = len(ops._opened)
-    a = ops.packed_arguments(make("dense4"))
+    before = len(arguments._opened)
+    a = arguments.packed_arguments(make("dense4"))
     torch.ops.edgesparse.linear(torch.zeros(1, 300), a.buffers, a.format, a.shape, a.group_size)
-    assert len(ops._opened) == before + 1
+    assert len(arguments._opened) == before + 1
     del a
     gc.collect()
-    assert len(ops._opened) == before
+    assert len(arguments._opened) == before
 
 
 def test_dequantize_shifted_by_hand():
@@ -199,6 +199,6 @@ def test_look_up_by_hand(table_rows):
 
 @pytest.mark.parametrize("label", ["dense4:affine", "dense4:table:x", "dense4:table:-1"])
 def test_a_hostile_format_is_refused(label):
-    a = ops.packed_arguments(make("dense4"))
+    a = arguments.packed_arguments(make("dense4"))
     with pytest.raises(FormatError):
         torch.ops.edgesparse.linear(torch.zeros(1, 300), a.buffers, label, a.shape, 0, None)

@@ -84,6 +84,20 @@ def test_what_may_be_cut(rule: es.Rule, columns: int, expected: int | None) -> N
     assert row_unit(rule, spec(rule.pattern), columns) == expected
 
 
+def test_one_process_cuts_only_what_is_not_factorized_again_for_every_part() -> None:
+    by_hand = {
+        es.Rule(pattern=TWO_OF_FOUR, method="wanda", quantizer="rtn"): 16,
+        es.Rule(pattern=TWO_OF_FOUR, method="wanda", quantizer="gptq"): None,
+        es.Rule(pattern=TWO_OF_FOUR, method="sparsegpt", bits=16): None,
+        es.Rule(pattern=TWO_OF_FOUR, method="admm", quantizer="rtn"): None,
+        es.Rule(bits=4, quantizer="rtn", method="sparsegpt"): 16,  # nothing is pruned
+        es.Rule(bits=4, quantizer="gptq"): None,
+        es.Rule(pattern=HALF, method="magnitude", quantizer="rtn"): None,  # all rows compete
+    }
+    for rule, expected in by_hand.items():
+        assert row_unit(rule, spec(rule.pattern), 32, factorizes=False) == expected
+
+
 def test_rows_of_one_table_stay_together() -> None:
     rule = es.Rule(bits=4)
     one = FORMATS.get("dense4").spec(pattern=DENSE, scheme="table", group_size=0)

@@ -103,11 +103,13 @@ class Package:
 
 def _model_path(path: Path) -> Path:
     """Return the model file the manifest names."""
-    manifest = path / "Manifest.json"
+    manifest, root = path / "Manifest.json", path.resolve()
     try:
+        if _inside(root, manifest.name) is None and manifest.is_file():
+            raise SourceError(f"{manifest}: leads out of the package")
         data = json.loads(manifest.read_text(encoding="utf-8"))
         entry = data["itemInfoEntries"][data["rootModelIdentifier"]]
-        model = _inside(path / "Data", str(entry["path"]))
+        model = _inside(root / "Data", str(entry["path"]))
     except OSError as error:
         raise SourceError(f"{manifest}: {error.strerror}; not a Core ML package") from None
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -120,9 +122,12 @@ def _model_path(path: Path) -> Path:
 
 
 def _inside(root: Path, name: str) -> Path | None:
-    """Return the file ``name`` of a folder; None if there is none, or it is elsewhere."""
+    """Return the file ``name`` of a folder; None if there is none, or it is elsewhere.
+
+    ``root`` is a path without links, so that a folder that is one leads elsewhere too.
+    """
     try:
         found = (root / name).resolve()
-        return found if found.is_relative_to(root.resolve()) and found.is_file() else None
+        return found if found.is_relative_to(root) and found.is_file() else None
     except (OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
         return None

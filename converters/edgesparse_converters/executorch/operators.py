@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgesparse.formats.operand import DTYPES
 from edgesparse.packed import FORMATS, Codes, PackedTensor
 from edgesparse.pattern import DENSE
-from edgesparse.runtime.ops import PackedArguments, packed_arguments
+from edgesparse.runtime.arguments import PackedArguments, packed_arguments
 from edgesparse.runtime.pointwise import at_every_place
 from edgesparse_converters.executorch.arithmetic import packed_linear
 

@@ -157,6 +157,17 @@ def test_weights_outside_of_the_package(package, tmp_path):
         Executor(path).run(INPUTS)
 
 
+@pytest.mark.parametrize("name", ["Manifest.json", "Data", MODEL, WEIGHTS])
+def test_links_out_of_the_package_are_not_followed(package, tmp_path, name):
+    path = shutil.copytree(package, tmp_path / "m.mlpackage")
+    (path / name).rename(tmp_path / "elsewhere")
+    (path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SourceError, match=r"not in the package|out of the package|outside the pa"):
+        Executor(path).run(INPUTS)
+    (tmp_path / "link.mlpackage").symlink_to(package)  # the package itself may be one
+    Executor(tmp_path / "link.mlpackage").run(INPUTS)
+
+
 def test_what_is_no_package(tmp_path):
     with pytest.raises(SourceError, match="not a Core ML package"):
         Package(tmp_path)
