@@ -153,8 +153,8 @@ def table(found: dict[str, dict[str, float]]) -> str:
     """Return what skipping costs and saves, a line for each level."""
     times = found["seconds"]
     lines = [
-        "| activations kept | perplexity | products of a token, µs | × all columns | × tiles as packed "
-        "| × dense tiles |",
+        "| activations kept | perplexity | products of a token, µs | × all columns "
+        "| × tiles as packed | × dense tiles |",
         "|---|---|---|---|---|---|",
     ]
     kept_all = {"tiles": "all, in tiles as packed", "dense": "all, in dense tiles"}
