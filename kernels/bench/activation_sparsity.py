@@ -5,7 +5,8 @@
 For every linear layer but the head one threshold is taken from calibration text, at which the
 asked share of its activations is smaller (TEAL, 2408.14690, its uniform form: no training). Speed
 is that of all those layers' products, one row each, their weights column by column, against the
-same weights in tiles without skipping; weights lie where the caches left them. Perplexity and
+same weights in tiles without skipping, as packed and as dense codes; weights lie where the caches
+left them. Perplexity and
 speed may be found one at a time (``--only``), speed on a quiet machine.
 """
 
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 
 from edgesparse.formats.operand import open_matrix
 from edgesparse.model import CompressedModel
+from edgesparse.packed import FORMATS
+from edgesparse.pattern import DENSE
 from edgesparse.runtime.modules import build_decoded
 from edgesparse.runtime.text import token_windows
 
@@ -98,6 +101,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--windows", type=int, default=60, help="of validation text")
     parser.add_argument("--levels", default="0,0.25,0.4,0.5,0.6,0.75")
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--only", choices=["perplexity", "speed"], help="the other as found before")
     parser.add_argument("--output", type=Path, default=Path("out/bench/skipping.json"))
     arguments = parser.parse_args()
@@ -121,7 +125,11 @@ def main() -> None:
         }
     if arguments.only != "perplexity":
         runs = {level: by_columns(compressed, seen, each) for level, each in levels.items()}
-        found["seconds"] = seconds({**runs, "tiles": in_tiles(compressed, seen)}, 60)
+        tiles = {
+            "tiles": in_tiles(compressed, seen, None),
+            "dense": in_tiles(compressed, seen, "dense4"),
+        }
+        found["seconds"] = seconds({**runs, **tiles}, arguments.rounds)
         found["kept"] = {level: kept(seen, thresholds) for level, thresholds in levels.items()}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(found, indent=1))
@@ -143,17 +151,19 @@ def kept(seen: dict[str, Tensor], thresholds: dict[str, float]) -> float:
 
 def table(found: dict[str, dict[str, float]]) -> str:
     """Return what skipping costs and saves, a line for each level."""
-    times, tiles = found["seconds"], found["seconds"]["tiles"]
+    times = found["seconds"]
     lines = [
-        "| activations kept | perplexity | products of a token, µs | × all columns | × tiles |",
-        "|---|---|---|---|---|",
-        f"| all, in tiles | {found['perplexity']['0']:.2f} | {1e6 * tiles:.0f} "
-        f"| {times['0'] / tiles:.2f} | 1.00 |",
+        "| activations kept | perplexity | products of a token, µs | × all columns "
+        "| × tiles as packed | × dense tiles |",
+        "|---|---|---|---|---|---|",
     ]
-    for level, value in found["perplexity"].items():
+    kept_all = {"tiles": "all, in tiles as packed", "dense": "all, in dense tiles"}
+    shares = {level: f"{100 * share:.0f} %" for level, share in found["kept"].items()}
+    for level, name in {**kept_all, **shares}.items():
+        value, one = found["perplexity"].get(level, found["perplexity"]["0"]), times[level]
         lines.append(
-            f"| {100 * found['kept'][level]:.0f} % | {value:.2f} | {1e6 * times[level]:.0f} "
-            f"| {times['0'] / times[level]:.2f} | {tiles / times[level]:.2f} |"
+            f"| {name} | {value:.2f} | {1e6 * one:.0f} | {times['0'] / one:.2f} "
+            f"| {times['tiles'] / one:.2f} | {times['dense'] / one:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -177,11 +187,16 @@ def by_columns(
     return run
 
 
-def in_tiles(compressed: CompressedModel, seen: dict[str, Tensor]) -> Callable[[], None]:
-    """Return one pass over the layers' products by int8 activations, as packed."""
+def in_tiles(
+    compressed: CompressedModel, seen: dict[str, Tensor], layout: str | None
+) -> Callable[[], None]:
+    """Return one pass over the layers' products by int8 activations, as packed or in a layout."""
     calls = []
     for name, x in seen.items():
-        matrix = open_matrix(compressed.packed[f"{name}.weight"])
+        packed = compressed.packed[f"{name}.weight"]
+        if layout:
+            packed = FORMATS.get(layout).pack(packed.codes, pattern=DENSE)
+        matrix = open_matrix(packed)
         row = np.ascontiguousarray(x[len(x) // 2][None].numpy())
         calls.append((matrix, row, np.empty((1, matrix.rows), np.float32)))
 

@@ -162,10 +162,13 @@ def _pack(builder, x, mask, to):
 
 def _sum_of_eight(builder, at):
     """The sum of the eight digits at an address."""
-    eight = builder.bitcast(load_as(builder, at, I64), ir.VectorType(I8, 8))
-    wide = builder.sext(eight, ir.VectorType(I32, 8))
-    name = "llvm.vector.reduce.add.v8i32"
-    return builder.sext(builder.call(function(builder, name, I32, wide.type), [wide]), I64)
+    differences = function(builder, "llvm.x86.sse2.psad.bw", _TWO, _SIXTEEN, _SIXTEEN)
+    eight = load_as(builder, at, I64)
+    words = builder.insert_element(splat(_TWO, 0), eight, ir.Constant(I32, 0))
+    unsigned = builder.xor(builder.bitcast(words, _SIXTEEN), splat(_SIXTEEN, 0x80))
+    total = builder.call(differences, [unsigned, splat(_SIXTEEN, 0)])
+    first = builder.extract_element(total, ir.Constant(I32, 0))
+    return builder.sub(first, ir.Constant(I64, 8 * 128))
 
 
 no_pairs = operation(lambda _: splat(i16x32.llvm, 0), i16x32)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from zlib import crc32
 
 import numba
 from numba import njit
+from numba.extending import overload
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -117,6 +118,25 @@ def twice(
         return compiled
 
     return compile_(_stamped(function)), compile_(_stamped(function, "_parallel", **{name: other}))
+
+
+def by_isa(choose: Callable[[str], Any]) -> Any:
+    """Return a function of (isa, ...) that is compiled as the one ``choose`` has for that set.
+
+    Args:
+        choose: From the name of an instruction set to a compiled function of (isa, ...).
+    """
+
+    def stub(isa: object, *arguments: object) -> None:
+        raise NotImplementedError("only compiled functions call it")
+
+    # numba compares the names of its arguments, annotations too, with those of what it returns.
+    @overload(stub)
+    def chosen_for(isa, *arguments):  # type: ignore[no-untyped-def]
+        chosen = choose(isa.isa)
+        return lambda isa, *arguments: chosen(isa, *arguments)
+
+    return stub
 
 
 def entry(function: Callable[P, R], *arguments: object) -> Callable[P, R]:

@@ -19,9 +19,9 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from edgesparse_kernels import _isa, activations, reference
+from edgesparse_kernels import _isa, activations, columns_avx2, reference
 from edgesparse_kernels._isa import dot, high_lanes, high_sums
-from edgesparse_kernels._jit import entry, is_enabled, jit
+from edgesparse_kernels._jit import by_isa, entry, is_enabled, jit
 from edgesparse_kernels._simd import (
     I16,
     LANES,
@@ -39,15 +39,14 @@ from edgesparse_kernels._simd import (
     to_float,
 )
 from edgesparse_kernels.activations import Activations
+from edgesparse_kernels.columns_avx2 import AHEAD, BLOCK
 from edgesparse_kernels.layout import padded_columns
 from edgesparse_kernels.matrix import PackedMatrix
 from edgesparse_kernels.tiles import add_group, quantize
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
-BLOCK = 128
 _LINE = [16 * r + 4 * lane + j for lane in range(4) for r in range(4) for j in range(4)]
-_AHEAD = 24  # kept columns by which lines are asked for before they are used
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,18 +195,12 @@ def _kept(digits, begin, end, at, places, packed):
 
 
 @jit
-def multiply(isa, m, x, codes, scales, out):
-    """Multiply all blocks; ``out`` float32 [blocks * 128]."""
+def _blocks(isa, m, codes, scales, places, packed, ends, sums, of_x, out):
+    """Multiply all blocks by the columns listed in ``places``, whose digits are ``packed``.
+
+    ``ends`` is where a group's list begins and ends; sums of digits and scales are by group.
+    """
     groups = m.groups
-    digits, of_x = np.empty(4 * m.quads, np.int8), np.empty(groups, np.float32)
-    sums, ends = np.empty(groups, np.int32), np.zeros(groups + 1, np.int64)
-    places = np.zeros(4 * m.quads + 4 * groups + _AHEAD + 4, np.int64)
-    packed = np.zeros(4 * m.quads + 4 * groups + 4, np.int8)
-    quantize(m, 1, np.int64(x.ctypes.data), digits, of_x, sums)
-    for group in range(groups):
-        begin = group * m.group_size
-        end = min(begin + m.group_size, m.columns)
-        ends[group + 1] = _kept(digits, begin, end, ends[group], places, packed)
     x_at, out_at = np.int64(packed.ctypes.data), np.int64(out.ctypes.data)
     for block in range(len(codes)):
         lines = np.int64(codes[block].ctypes.data)
@@ -217,10 +210,10 @@ def multiply(isa, m, x, codes, scales, out):
             low0 = low1 = low2 = low3 = all_sums(np.int32(-8) * sums[group])
             high0, high1, high2, high3 = no_sums(), no_sums(), no_sums(), no_sums()
             for i in range(ends[group], ends[group + 1], 4):
-                prefetch(lines + 64 * places[i + _AHEAD])
-                prefetch(lines + 64 * places[i + _AHEAD + 1])
-                prefetch(lines + 64 * places[i + _AHEAD + 2])
-                prefetch(lines + 64 * places[i + _AHEAD + 3])
+                prefetch(lines + 64 * places[i + AHEAD])
+                prefetch(lines + 64 * places[i + AHEAD + 1])
+                prefetch(lines + 64 * places[i + AHEAD + 2])
+                prefetch(lines + 64 * places[i + AHEAD + 3])
                 p, q = load_lanes(lines + 64 * places[i]), load_lanes(lines + 64 * places[i + 1])
                 r, s = (
                     load_lanes(lines + 64 * places[i + 2]),
@@ -257,3 +250,22 @@ def multiply(isa, m, x, codes, scales, out):
         store_floats(to + 320, b1)
         store_floats(to + 384, b2)
         store_floats(to + 448, b3)
+
+
+_multiply_blocks = by_isa(lambda isa: columns_avx2.blocks if isa == "avx2" else _blocks)
+
+
+@jit
+def multiply(isa, m, x, codes, scales, out):
+    """Multiply all blocks; ``out`` float32 [blocks * 128]."""
+    groups = m.groups
+    digits, of_x = np.empty(4 * m.quads, np.int8), np.empty(groups, np.float32)
+    sums, ends = np.empty(groups, np.int32), np.zeros(groups + 1, np.int64)
+    places = np.zeros(4 * m.quads + 4 * groups + AHEAD + 4, np.int64)
+    packed = np.zeros(4 * m.quads + 4 * groups + 4, np.int8)
+    quantize(m, 1, np.int64(x.ctypes.data), digits, of_x, sums)
+    for group in range(groups):
+        begin = group * m.group_size
+        end = min(begin + m.group_size, m.columns)
+        ends[group + 1] = _kept(digits, begin, end, ends[group], places, packed)
+    _multiply_blocks(isa, m, codes, scales, places, packed, ends, sums, of_x, out)

@@ -8,16 +8,14 @@ group of a tile is done is up to the instruction set: ``gather_avx512.py``, ``ga
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
-from numba.extending import overload
 
 from edgesparse_kernels import gather_avx2, gather_avx512
-from edgesparse_kernels._jit import jit, serial_and_parallel
+from edgesparse_kernels._jit import by_isa, jit, serial_and_parallel
 from edgesparse_kernels._simd import (
     add_f,
     all_floats,
@@ -56,22 +54,8 @@ class GatherOperand(NamedTuple):
     scales: int
 
 
-def _by_isa(choose: Callable[[str], Any]) -> Any:
-    """Return a function of (isa, ...) that is compiled as the one ``choose`` has for that set."""
-
-    def stub(isa, *arguments):
-        raise NotImplementedError("only for compiled callers")
-
-    @overload(stub)
-    def chosen_for(isa, *arguments):
-        chosen = choose(isa.isa)
-        return lambda isa, *arguments: chosen(isa, *arguments)
-
-    return stub
-
-
 def _group(name: str) -> Any:
-    return _by_isa(lambda isa: getattr(GROUPS[isa], name))
+    return by_isa(lambda isa: getattr(GROUPS[isa], name))
 
 
 _nm4_group, _n64_group = _group("nm4_group"), _group("n64_group")
@@ -176,7 +160,7 @@ def _no_tiles(isa, m, planes, digits, scales, room, out, first, last):
     """Without gathers: no matrix gets here, ``dispatch.can_gather`` refuses all."""
 
 
-gather_tiles = _by_isa(lambda isa: _tiles if isa in GROUPS else _no_tiles)
+gather_tiles = by_isa(lambda isa: _tiles if isa in GROUPS else _no_tiles)
 
 
 def room_nbytes(quads: int, groups: int, planes: int) -> int:

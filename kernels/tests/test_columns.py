@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from edgesparse_kernels import _isa, activations, columns
@@ -31,6 +33,16 @@ def test_the_bits_of_what_is_left(isa, make_matrix, shape, threshold):
     kept = np.where(np.abs(x) < threshold, np.float32(0), x)
     expected = activations.matmul(kept[None], matrix, Activations.INT8)[0]
     assert np.array_equal(product(matrix, x, threshold), expected)
+
+
+@pytest.mark.parametrize("code", [-8, 7])
+def test_the_largest_sums(isa, make_matrix, code):
+    """Every weight and every digit as far from 0 as there are."""
+    matrix, _ = make_matrix("dense4", 130, 700, group_size=704)
+    matrix = replace(matrix, codes=np.full_like(matrix.codes, 0x11 * (code & 15)))
+    for x in (np.ones(700, np.float32), -np.ones(700, np.float32)):
+        expected = activations.matmul(x[None], matrix, Activations.INT8)[0]
+        assert np.array_equal(product(matrix, x, 0.0), expected)
 
 
 def test_without_a_compiler(make_matrix, monkeypatch):
