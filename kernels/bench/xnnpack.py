@@ -33,7 +33,7 @@ def xnnpack(
     row = (torch.from_numpy(x),)
     stack = [portable_lib._load_for_executorch_from_buffer(program) for _ in range(copies(nbytes))]
 
-    def run(i: int) -> None:
+    def run(i: int, program: bytes = program) -> None:  # modules read from its memory
         stack[i % len(stack)].forward(row)
 
     exact = x.astype(np.float64) @ weights.T.astype(np.float64)

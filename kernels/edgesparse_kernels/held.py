@@ -19,7 +19,7 @@ def expands_fast() -> bool:
     AVX-512 with VBMI2 spreads 64 bytes by a mask in one instruction, and a bitmask at 50 % is as
     fast as dense codes. AVX2 takes tables of shuffles: 133 instructions for 128 weights in the
     inner loop, where dense codes take 21, at any sparsity, so in place it cannot keep up with
-    memory and dense codes can. kernels/bench/README.md has the times.
+    memory and dense codes can. kernels/bench/README.md says how that was counted.
     """
     return _isa.best() in (_isa.AVX512, _isa.AMX)
 
