@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 
+from edgesparse_kernels._avx2_bytes import add_products, i16x32
 from edgesparse_kernels._jit import jit
-from edgesparse_kernels._pairs import add_products, i16x32
 from edgesparse_kernels._places import high_nibbles
 from edgesparse_kernels._simd import (
     I16,
