@@ -90,9 +90,9 @@ class ExecutorchExporter:
         if lowering == COREML:
             from edgesparse_converters.executorch import coreml_lowering
 
-            if context is not None or activations != "int16" or cases or apart:
-                raise UsageError(coreml_lowering.TOKENS_ALONE)
-            return coreml_lowering.export(compressed, path, tokens=tokens)
+            if (activations, cache) != ("int16", "float32") or cases or apart:
+                raise UsageError(coreml_lowering.LENGTHS_ALONE)
+            return coreml_lowering.export(compressed, path, tokens=tokens, context=context)
         if cache not in CACHES or (cache != "float32" and context is None):
             raise UsageError(f"cache {cache!r}: one of {', '.join(CACHES)}, with context")
         if apart and cases:
