@@ -54,7 +54,8 @@ class ExecutorchExporter:
             path: The file to write; it does not exist.
             lowering: ``auto``, ``packed``, ``xnnpack`` or ``float32`` for all tensors, or globs of
                 tensor names to these; see ``edgesparse_converters.executorch.lowering``.
-                ``coreml`` makes the whole model one Core ML delegate, for Apple's systems.
+                ``coreml`` makes the whole model one Core ML delegate, for Apple's systems; with
+                ``context`` it has ``forward`` alone, and the cache is state of the delegate.
             activations: How activations enter our operators: ``int8``, ``int16`` or ``float32``.
             tokens: Length of a language model's input; None takes the example's.
             context: Positions of a language model's cache: the program then has the methods

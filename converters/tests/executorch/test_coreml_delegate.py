@@ -71,6 +71,7 @@ def test_the_delegate_holds_the_solvers_numbers_and_computes_with_them(
     assert verdict.ok, verdict
     assert {layer.name for layer in verdict.layers} == set(small.packed)
     assert all(layer.equal for layer in verdict.layers)
+    assert verdict.notes[0].startswith("2 inputs, random, seed 0; executed on this host")
     assert written.peak_nbytes is None
     assert all(form.startswith("Core ML: constexpr_") for form in written.lowering.values())
     assert written.nbytes < 30_000  # 8,400 weights: 34 kB if one of them were float32
