@@ -89,6 +89,11 @@ class OutputCheck:
         return self.relative_error <= self.tolerance
 
 
+def describe_inputs(count: int, *, given: bool = False, seed: int = 0) -> str:
+    """Return the words of a note: how many inputs a file was run on, and where they come from."""
+    return f"{count} inputs, {'given' if given else f'random, seed {seed}'}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What executing an artifact on this host showed.

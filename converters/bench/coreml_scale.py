@@ -17,6 +17,7 @@ import re
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,38 +86,42 @@ def resident(field: str) -> int:
     return int(found[1]) << 10
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def sizes() -> argparse.ArgumentParser:
+    """Return a parser of the sizes ``random_model`` takes."""
+    parser = argparse.ArgumentParser()
     for name, value in (("layers", 16), ("hidden", 1536), ("vocabulary", 32_000)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--context", type=int)
-    sizes = vars(parser.parse_args())
-    context = sizes.pop("context")
-    small = random_model(**sizes)
+    return parser
+
+
+def measure(small: CompressedModel, name: str, **options: Any) -> dict[str, float]:
+    """Write a file of this name with these options; return its size and what that took."""
     parameters, packed = small.captured.num_parameters, small.nbytes
     before = resident("VmRSS")
     PEAK_RESET.write_text("5")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        artifact = es.export(small, path=Path(folder) / "large.mlpackage", context=context)
+        nbytes = es.export(small, path=Path(folder) / name, **options).nbytes
         seconds = time.monotonic() - started
-        peak = resident("VmHWM")
-        nbytes = artifact.nbytes
-    print(
-        json.dumps(
-            {
-                "parameters": parameters,
-                "packed_nbytes": packed,
-                "package_nbytes": nbytes,
-                "seconds": round(seconds, 1),
-                "before_nbytes": before,
-                "peak_nbytes": peak,
-                "bytes_per_parameter_above_before": round((peak - before) / parameters, 3),
-                "bytes_per_parameter_above_packed": round((peak - packed) / parameters, 3),
-            },
-            indent=2,
-        )
-    )
+    peak = resident("VmHWM")
+    return {
+        "parameters": parameters,
+        "packed_nbytes": packed,
+        "file_nbytes": nbytes,
+        "seconds": round(seconds, 1),
+        "before_nbytes": before,
+        "peak_nbytes": peak,
+        "bytes_per_parameter_above_before": round((peak - before) / parameters, 3),
+        "bytes_per_parameter_above_packed": round((peak - packed) / parameters, 3),
+    }
+
+
+def main() -> int:
+    parser = sizes()
+    parser.add_argument("--context", type=int)
+    chosen = vars(parser.parse_args())
+    context = chosen.pop("context")
+    print(json.dumps(measure(random_model(**chosen), "large.mlpackage", context=context), indent=2))
     return 0
 
 

@@ -12,8 +12,9 @@ of its own, in as many rounds over all of them; times are the median of the roun
 "at best" that of their fastest tokens, which other work on the machine disturbs less.
 
 Memory is counted from after the runtime is loaded: `peak` is the highest resident set, with the
-code of the runtime that is touched, about 5 MB for all; `dirty` is what belongs to the process
-alone at the end, which no system can take back by dropping pages of the file.
+code of the runtime that is touched, about 5 MB for all; `said` is what the file alone says
+about it; `dirty` is what belongs to the process alone at the end, which no system can take back by
+dropping pages of the file.
 """
 
 from __future__ import annotations
@@ -25,13 +26,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from edgesparse_converters.executorch.memory import memory_of
+from edgesparse_converters.executorch.program import read_program
 
 import edgesparse as es
 from edgesparse.exporting import export
 from edgesparse.model import CompressedModel
+
+HEAD = (
+    "| program | threads | bytes | load ms | tokens/s | at best | peak MB | said | dirty MB |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
 
 
 def main() -> None:
@@ -51,8 +61,7 @@ def main() -> None:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         found = programs(arguments, folder)
-        print("| program | threads | bytes | load ms | tokens/s | at best | peak MB | dirty MB |")
-        print("|---|---|---|---|---|---|---|---|")
+        print(HEAD)
         for threads in arguments.threads:
             rounds = [
                 [run(path, threads, arguments.steps) for _, path in found]
@@ -66,32 +75,42 @@ def main() -> None:
 
 def programs(arguments: argparse.Namespace, folder: Path) -> list[tuple[str, Path]]:
     """Write what is not there yet and return (name, path) of each program."""
-    captured = es.load(arguments.model)
-    weights = captured.weights()
-    float32 = CompressedModel(
-        captured=captured, packed={}, plan=es.plan(captured, recipe=es.Recipe(())),
-        kept={tensor.name: weights[tensor.name] for tensor in captured.tensors},
-    )  # fmt: skip
-    made = [("float32", float32, "xnnpack", "float32")]
-    rule = es.Rule(kind=None, bits=4, group_size=32, quantizer="rtn")
-    recipe = es.Recipe((rule,))
-    stock = es.compress(captured, es.plan(captured, recipe=recipe), calibration=None)
-    made.append(("XNNPACK 4-bit g32", stock, "xnnpack", "float32"))
-    for path in arguments.compressed:
-        small = CompressedModel.load(path)
-        made.append((path.name, small, "auto", "float32"))
+    wanted: list[tuple[str, Callable[[], CompressedModel], str, str]] = [
+        ("float32", lambda: as_it_is(arguments.model), "xnnpack", "float32"),
+        ("XNNPACK 4-bit g32", lambda: rounded(arguments.model), "xnnpack", "float32"),
+    ]
+    for small in arguments.compressed:
+        load = partial(CompressedModel.load, small)
+        wanted.append((small.name, load, "auto", "float32"))
         if arguments.cache:
-            made.append((f"{path.name} {arguments.cache} cache", small, "auto", arguments.cache))
+            wanted.append((f"{small.name} {arguments.cache} cache", load, "auto", arguments.cache))
     found = []
-    for name, model, lowering, cache in made:
+    for name, model, lowering, cache in wanted:
         path = folder / f"{name.replace(' ', '-')}.pte"
         if not path.exists():
             export(
-                model, "executorch", path, lowering=lowering, activations="int8",
+                model(), "executorch", path, lowering=lowering, activations="int8",
                 context=arguments.context, cache=cache,
             )  # fmt: skip
         found.append((name, path))
     return found
+
+
+def as_it_is(model: Path) -> CompressedModel:
+    """Return the model with nothing packed."""
+    captured = es.load(model)
+    weights = captured.weights()
+    kept = {tensor.name: weights[tensor.name] for tensor in captured.tensors}
+    plan = es.plan(captured, recipe=es.Recipe(()))
+    return CompressedModel(captured=captured, packed={}, plan=plan, kept=kept)
+
+
+def rounded(model: Path) -> CompressedModel:
+    """Return the model in 4 bits, groups of 32, rounded to nearest."""
+    captured = es.load(model)
+    rule = es.Rule(kind=None, bits=4, group_size=32, quantizer="rtn")
+    plan = es.plan(captured, recipe=es.Recipe((rule,)))
+    return es.compress(captured, plan, calibration=None)
 
 
 def run(path: Path, threads: int, steps: int) -> dict[str, float]:
@@ -107,7 +126,7 @@ def row(name: str, path: Path, threads: int, rounds: list[dict[str, float]]) -> 
     return (
         f"| {name} | {threads} | {path.stat().st_size:,} | {middle['load_ms']:.1f} | "
         f"{1e3 / middle['token_ms']:,.0f} | {1e3 / middle['fast_ms']:,.0f} | "
-        f"{middle['peak'] / 1e6:.1f} | "
+        f"{middle['peak'] / 1e6:.1f} | {memory_of(read_program(path), 'forward').peak / 1e6:.1f} | "
         f"{middle['dirty'] / 1e6:.1f} |"
     )
 

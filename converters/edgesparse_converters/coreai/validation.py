@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgesparse.errors import SourceError
-from edgesparse.verdict import LayerCheck, Verdict, worst_outputs
+from edgesparse.verdict import LayerCheck, Verdict, describe_inputs, worst_outputs
 from edgesparse_converters.coreai import session
 from edgesparse_converters.coreai.export import STORED_NAME
 from edgesparse_converters.coreml import validation as coreml
@@ -45,7 +45,7 @@ def validate(path: Path, compressed: CompressedModel, *, calls: int, seed: int) 
         layers=check_layers(compressed, described, constants),
         outputs=worst_outputs(session.run(path, drawn), references, tolerance=TOLERANCE),
         runtime="Core AI's runtime on this host's processor",
-        notes=(f"{len(drawn)} inputs, random, seed {seed}",),
+        notes=(describe_inputs(len(drawn), seed=seed),),
     )
 
 

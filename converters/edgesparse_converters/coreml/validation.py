@@ -20,7 +20,14 @@ from torch import Tensor
 
 from edgesparse.runtime.forward import token_key
 from edgesparse.runtime.modules import build_decoded
-from edgesparse.verdict import LayerCheck, OutputCheck, Verdict, compare_output, worst_outputs
+from edgesparse.verdict import (
+    LayerCheck,
+    OutputCheck,
+    Verdict,
+    compare_output,
+    describe_inputs,
+    worst_outputs,
+)
 from edgesparse_converters.coreml import interface
 from edgesparse_converters.coreml.comparison import compare
 from edgesparse_converters.coreml.execute import Executor, Precision
@@ -86,8 +93,8 @@ def validate(
         outputs=tuple(outputs),
         runtime="edgesparse host executor for Core ML programs",
         notes=(
-            f"{len(drawn)} inputs, {'given' if inputs else f'random, seed {seed}'}; executed on "
-            "this host, not by Core ML: what a device's own kernels round is not seen here",
+            f"{describe_inputs(len(drawn), given=bool(inputs), seed=seed)}; executed on this host, "
+            "not by Core ML: what a device's own kernels round is not seen here",
         ),
     )
 

@@ -26,7 +26,7 @@ from edgesparse_converters.coreml.speaking import open_language_model as open_pa
 from edgesparse_converters.coreml.validation import check_layers
 from edgesparse_converters.coreml.validation import validate as validate_package
 from edgesparse_converters.executorch.flattened import unflatten
-from edgesparse_converters.executorch.metadata import read_metadata
+from edgesparse_converters.executorch.metadata import Metadata, read_metadata
 from edgesparse_converters.executorch.program import COREML_BACKEND, Program
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def validate(program: Program, compressed: CompressedModel, **options: Any) -> V
     """
     with open_delegate(program) as delegate:
         named = read_metadata(program)
-        if (delegate.inputs, delegate.outputs) != (named.inputs, named.outputs):
+        if not _has_border(delegate, named):
             raise SourceError(
                 f"{program.path}: its delegate has inputs {delegate.inputs} and outputs "
                 f"{delegate.outputs}, the program {named.inputs} and {named.outputs}"
@@ -151,6 +151,16 @@ def validate(program: Program, compressed: CompressedModel, **options: Any) -> V
         path=program.path,
         target="executorch",
         runtime=f"{verdict.runtime}, on the package inside the delegate",
+    )
+
+
+def _has_border(delegate: Delegate, named: Metadata) -> bool:
+    """Whether the names are the program's; an input that nothing needs stays outside."""
+    same = zip(delegate.inputs, named.inputs, strict=False)
+    return (
+        delegate.outputs == named.outputs
+        and len(delegate.inputs) == len(named.inputs)
+        and all(own in (None, name) for own, name in same)
     )
 
 

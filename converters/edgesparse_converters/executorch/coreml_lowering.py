@@ -20,6 +20,7 @@ from edgesparse.exporting import Artifact
 from edgesparse_converters.coreml import compat, convert, interface, translate
 from edgesparse_converters.coreml.export import describe, end_tokens, functions
 from edgesparse_converters.coreml.options import Options
+from edgesparse_converters.executorch.cached import check_context, runner_constants
 from edgesparse_converters.executorch.coreml_delegate import require_exact
 from edgesparse_converters.executorch.lowering import Form, plan_uses
 from edgesparse_converters.executorch.metadata import METHOD, write_metadata
@@ -36,10 +37,13 @@ SYSTEM = "iOS18"
 """The oldest system with constants of few bits and with masks."""
 
 
-TOKENS_ALONE = (
-    "lowering=coreml takes no other option but tokens: a Core ML delegate computes in float16 and "
-    "keeps its state to itself, so that prefill and forward would each have a cache of their own; "
-    "for a cache write a .mlpackage"
+LENGTHS_ALONE = (
+    "lowering=coreml takes no other option but tokens or context: a Core ML delegate computes in "
+    "float16, keeps its cache in float16 state of its own and its weights in the program"
+)
+ONE_BY_ONE = (
+    "a prompt is read token by token: the state belongs to one method, so that prefill would have "
+    "a cache of its own; a .mlpackage has both over one cache"
 )
 
 
@@ -56,12 +60,14 @@ class Lowered:
     lowering: Mapping[str, str]
 
 
-def export(compressed: CompressedModel, path: Path, *, tokens: int | None) -> Artifact:
+def export(
+    compressed: CompressedModel, path: Path, *, tokens: int | None, context: int | None
+) -> Artifact:
     """Write a program that is one Core ML delegate to ``path``, and read its weights back.
 
     Raises:
         MissingDependency: coremltools is not installed.
-        UsageError: ``tokens`` for a model that takes none.
+        UsageError: ``tokens`` or ``context`` for a model that takes none, or both.
         Unsupported: An operator or input that Core ML has no form for, or the written file does not
             hold the weights it should.
         ExportError: coremltools fails for another reason.
@@ -69,10 +75,15 @@ def export(compressed: CompressedModel, path: Path, *, tokens: int | None) -> Ar
     planned = plan_uses(compressed, compressed.captured.skeleton())
     uses = tuple(replace(use, form=Form.COREML, reason="") for use in planned)
 
-    def constants(method: Method) -> dict[str, str]:
-        return {METHOD: write_metadata(method, uses, "float16")}
+    captured = compressed.captured
+    if context is not None:
+        check_context(captured, context, 1)
 
-    lowered = lower(compressed, tokens=tokens, constants=constants)
+    def constants(method: Method) -> dict[str, Any]:
+        runner = {} if context is None else runner_constants(captured, context)
+        return {**runner, METHOD: write_metadata(method, uses, "float16")}
+
+    lowered = lower(compressed, tokens=tokens, context=context, constants=constants)
     path.write_bytes(lowered.data)
     program = read_program(path)
     require_exact(program, compressed)
@@ -83,7 +94,10 @@ def export(compressed: CompressedModel, path: Path, *, tokens: int | None) -> Ar
         nbytes=program.nbytes,
         tool_versions={name: version(name) for name in tools},
         lowering=lowered.lowering,
-        notes=("the delegate runs on iOS 18 and macOS 15 or newer",),
+        notes=(
+            "the delegate runs on iOS 18 and macOS 15 or newer",
+            *(() if context is None else (ONE_BY_ONE,)),
+        ),
     )
 
 
@@ -91,6 +105,7 @@ def lower(
     compressed: CompressedModel,
     *,
     tokens: int | None,
+    context: int | None = None,
     constants: Callable[[Method], Mapping[str, Any]],
 ) -> Lowered:
     """Return a program whose method ``forward`` is one Core ML delegate.
@@ -98,20 +113,22 @@ def lower(
     Args:
         compressed: The packed model.
         tokens: Length of a language model's input; None takes the example's.
+        context: Places of a cache that the delegate keeps as state, ``forward`` then takes one
+            token and its position; None keeps nothing.
         constants: Gives the constants of a program with this method.
 
     Raises:
         MissingDependency: coremltools is not installed.
         UsageError: ``tokens`` for a model that takes none.
-        Unsupported: An operator or input that Core ML has no form for.
+        Unsupported: An operator or input that Core ML has no form for, or no cache from outside.
         ExportError: coremltools fails for another reason.
     """
     if find_spec("coremltools") is None:
         raise MissingDependency("coremltools", "coreml", "lowering=coreml")
-    options = Options(system=SYSTEM, tokens=tokens)
+    options = Options(system=SYSTEM, tokens=tokens, context=context, prefill=1)
     bits = {name: packed.spec.bits for name, packed in compressed.packed.items()}
     storage = translate.Storage(bits=bits)
-    ((_, module, inputs),) = functions(compressed, options)
+    *_, (_, module, inputs) = functions(compressed, options)  # one token, if there is a cache
     with translate.storing(storage):
         program = convert.trace(module, inputs, fused_attention=False)
         names = interface.output_names(module, inputs)
@@ -120,15 +137,44 @@ def lower(
             "tokens": tokens,
             "end_tokens": end_tokens(compressed.captured),
         }
-        with _converting(names, record):
-            data = _lower(program, constants(Method(module=module, inputs=inputs, outputs=names)))
+        border = _Border(names)
+        with _converting(border, record):
+            method = Method(module=module, inputs=inputs, outputs=names)
+            data = _lower(program, constants(method), border)
     return Lowered(
         data=data,
         lowering={name: f"Core ML: {describe(form)}" for name, form in storage.written.items()},
     )
 
 
-def _lower(program: ExportedProgram, constants: Mapping[str, Any]) -> bytes:
+class _Border:
+    """The outputs of a program and of its delegate, which puts them in an order of its own.
+
+    Args:
+        names: Of the program's outputs, in order.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._by_node: dict[str, str] = {}
+
+    def watch(self, partitioner: Any) -> None:
+        """Learn from the program that is cut up which node each output is."""
+        cut = partitioner.partition
+
+        def partition(program: ExportedProgram) -> Any:
+            nodes = program.graph_signature.user_outputs
+            self._by_node = dict(zip(map(str, nodes), self._names, strict=True))
+            return cut(program)
+
+        partitioner.partition = partition
+
+    def names(self, delegated: ExportedProgram) -> tuple[str, ...]:
+        """Return the names of the delegate's outputs, in its order."""
+        return tuple(self._by_node[str(n)] for n in delegated.graph_signature.user_outputs)
+
+
+def _lower(program: ExportedProgram, constants: Mapping[str, Any], border: _Border) -> bytes:
     import coremltools as ct
 
     with quiet():
@@ -139,6 +185,7 @@ def _lower(program: ExportedProgram, constants: Mapping[str, Any]) -> bytes:
         minimum_deployment_target=getattr(ct.target, SYSTEM)
     )
     partitioner = CoreMLPartitioner(compile_specs=specs, lower_full_graph=True)
+    border.watch(partitioner)
     with quiet():
         try:
             edge = to_edge_transform_and_lower(
@@ -156,14 +203,14 @@ def _lower(program: ExportedProgram, constants: Mapping[str, Any]) -> bytes:
 
 
 @contextmanager
-def _converting(names: tuple[str, ...], record: Mapping[str, Any]) -> Iterator[None]:
+def _converting(border: _Border, record: Mapping[str, Any]) -> Iterator[None]:
     """Let ExecuTorch's backend convert as ``coreml.convert`` does; it has no option for it."""
     compat.apply()
     with quiet():
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
 
     def converted(program: ExportedProgram, specs: Any, skip_model_load: bool = True) -> _Converted:
-        return _Converted(convert.convert(program, names, system=SYSTEM), record)
+        return _Converted(convert.convert(program, border.names(program), system=SYSTEM), record)
 
     backend: Any = CoreMLBackend
     own = backend.__dict__["_convert_to_mlmodel"]

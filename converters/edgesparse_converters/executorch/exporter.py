@@ -54,7 +54,8 @@ class ExecutorchExporter:
             path: The file to write; it does not exist.
             lowering: ``auto``, ``packed``, ``xnnpack`` or ``float32`` for all tensors, or globs of
                 tensor names to these; see ``edgesparse_converters.executorch.lowering``.
-                ``coreml`` makes the whole model one Core ML delegate, for Apple's systems.
+                ``coreml`` makes the whole model one Core ML delegate, for Apple's systems; with
+                ``context`` it has ``forward`` alone, and the cache is state of the delegate.
             activations: How activations enter our operators: ``int8``, ``int16`` or ``float32``.
             tokens: Length of a language model's input; None takes the example's.
             context: Positions of a language model's cache: the program then has the methods
@@ -90,9 +91,9 @@ class ExecutorchExporter:
         if lowering == COREML:
             from edgesparse_converters.executorch import coreml_lowering
 
-            if context is not None or activations != "int16" or cases or apart:
-                raise UsageError(coreml_lowering.TOKENS_ALONE)
-            return coreml_lowering.export(compressed, path, tokens=tokens)
+            if (activations, cache) != ("int16", "float32") or cases or apart:
+                raise UsageError(coreml_lowering.LENGTHS_ALONE)
+            return coreml_lowering.export(compressed, path, tokens=tokens, context=context)
         if cache not in CACHES or (cache != "float32" and context is None):
             raise UsageError(f"cache {cache!r}: one of {', '.join(CACHES)}, with context")
         if apart and cases:

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgesparse.errors import SourceError
-from edgesparse.exporting import Verdict
 from edgesparse.runtime.modules import build_decoded
+from edgesparse.verdict import Verdict, describe_inputs
 from edgesparse_converters.executorch.assemble import build_reference
 from edgesparse_converters.executorch.caching import use_rounded_attention
 from edgesparse_converters.executorch.cases import (
@@ -80,7 +80,7 @@ def validate(
     else:
         drawn = inputs or draw_inputs(program, compressed, calls=calls, seed=seed)
         compared = _executed(path, compressed, models, drawn)
-        note = f"{len(drawn)} inputs, {'given' if inputs else f'random, seed {seed}'}"
+        note = describe_inputs(len(drawn), given=bool(inputs), seed=seed)
     judged = [compare_rows(name, *arrays) for name, arrays in compared.items()]
     judged += check_cases(program, compressed, models[1])
     return Verdict(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from edgesparse_converters.executorch.coreml_delegate import is_alone, open_delegate
+from edgesparse_converters.executorch.exporter import EXPORTER
 from edgesparse_converters.executorch.flattened import unflatten
 from edgesparse_converters.executorch.program import read_program
 from torch import Tensor, nn
@@ -70,6 +71,7 @@ def test_the_delegate_holds_the_solvers_numbers_and_computes_with_them(
     assert verdict.ok, verdict
     assert {layer.name for layer in verdict.layers} == set(small.packed)
     assert all(layer.equal for layer in verdict.layers)
+    assert verdict.notes[0].startswith("2 inputs, random, seed 0; executed on this host")
     assert written.peak_nbytes is None
     assert all(form.startswith("Core ML: constexpr_") for form in written.lowering.values())
     assert written.nbytes < 30_000  # 8,400 weights: 34 kB if one of them were float32
@@ -128,11 +130,96 @@ def test_a_flipped_bit_of_a_weight_is_found(
 
 def test_what_it_cannot_be_is_refused(small: CompressedModel, tmp_path: Path) -> None:
     path = tmp_path / "x.pte"
-    with pytest.raises(UsageError, match="cache of their own"):
+    for option in ({"cases": 1}, {"apart": True}, {"activations": "int8"}, {"cache": "int8"}):
+        with pytest.raises(UsageError, match="no other option but tokens or context"):
+            es.export(small, path=path, lowering="coreml", **option)
+    with pytest.raises(UsageError, match="language models"):
         es.export(small, path=path, lowering="coreml", context=64)
     with pytest.raises(UsageError, match="coreml for the whole model"):
         es.export(small, path=path, lowering={"first*": "coreml"})
     assert not path.exists()
+
+
+class Crossed(nn.Module):
+    """What it returns first is computed last, and one of its inputs matters to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(32, 32)
+        self.second = nn.Linear(32, 16)
+
+    def forward(self, x: Tensor, unused: Tensor | None = None) -> dict[str, Tensor]:
+        early = self.first(x)
+        return {"late": self.second(early.relu()), "early": early}
+
+
+def test_outputs_keep_their_names_whatever_order_the_delegate_gives_them(
+    tmp_path: Path, compress: Compress
+) -> None:
+    example = {"x": torch.ones(1, 32), "unused": torch.ones(1, 2)}
+    small = compress(Crossed(), example, first__weight={}, second__weight={"sparsity": 0.5})
+    artifact = es.export(small, path=tmp_path / "crossed.pte", lowering="coreml")
+    verdict = es.validate(artifact, small)
+    assert verdict.ok, verdict
+    x = np.random.default_rng(0).standard_normal((1, 32)).astype(np.float32)
+    found = run(artifact.path, {"x": x, "unused": np.zeros((1, 2), np.float32)})
+    expected = build_decoded(small)(torch.from_numpy(x))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value.detach().numpy(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> CompressedModel:
+    """A Llama of two layers: shared heads, tied, half of it removed."""
+    import transformers as tf
+
+    config = tf.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("llama")
+    tf.LlamaForCausalLM(config).save_pretrained(folder)
+    captured = es.load(folder)
+    rule = es.Rule(
+        pattern=es.Pattern(sparsity=0.5), method="magnitude", bits=4, group_size=32, quantizer="rtn"
+    )
+    return es.compress(captured, es.plan(captured, recipe=es.Recipe((rule,))), calibration=None)
+
+
+def test_a_language_model_without_a_cache(language_model: CompressedModel, tmp_path: Path) -> None:
+    path = tmp_path / "whole.pte"
+    artifact = es.export(language_model, path=path, lowering="coreml", tokens=12)
+    verdict = es.validate(artifact, language_model)
+    assert verdict.ok, verdict
+    assert all(layer.equal for layer in verdict.layers)
+    assert is_alone(read_program(path))
+
+
+def test_a_language_model_that_keeps_its_cache_in_the_delegate(
+    language_model: CompressedModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "state.pte"
+    artifact = es.export(language_model, path=path, lowering="coreml", context=16)
+    assert any("token by token" in note for note in artifact.notes)
+    program = read_program(path)
+    assert is_alone(program)
+    assert "prefill" not in program.methods
+    assert inspect(path)["methods"]["forward"]["memory"] == {}  # nothing is kept outside
+    verdict = es.validate(artifact, language_model)
+    assert verdict.ok, verdict
+    assert all(layer.equal for layer in verdict.layers)
+    # The same tokens, one by one through the state, and all at once in torch.
+    tokens = np.arange(10) * 5 % 64
+    with EXPORTER.open_language_model(path) as model:
+        assert model.context == 16
+        found = np.concatenate([model.read(tokens[:4]), model.read(tokens[4:])])
+        model.reset()
+        np.testing.assert_array_equal(model.read(tokens[:1]), found[:1])
+    with torch.no_grad():
+        logits = build_decoded(language_model)(input_ids=torch.from_numpy(tokens)[None]).logits
+    np.testing.assert_allclose(found, logits[0].numpy(), rtol=1e-3, atol=1e-3)
 
 
 class Fractions(nn.Module):
