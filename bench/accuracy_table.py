@@ -122,13 +122,18 @@ def page(data: dict) -> str:
     )
     lines += [f"The dense model's perplexity: {told}.", "", *ours(rows), ""]
     if "peers_note" in data:
-        note = textwrap.fill(data["peers_note"], 100)
+        note = textwrap.fill(data["peers_note"], 100, break_on_hyphens=False)
         lines += ["## Beside other tools", "", note, "", *beside_peers(rows), ""]
     if "times" in data:
-        note = textwrap.fill(data["times_note"], 100)
+        note = textwrap.fill(data["times_note"], 100, break_on_hyphens=False)
         lines += ["## Time and memory", "", note, "", *times(data["times"]), ""]
     for section in data.get("sections", []):
-        lines += [f"## {section['title']}", "", textwrap.fill(section["text"], 100), ""]
+        lines += [
+            f"## {section['title']}",
+            "",
+            textwrap.fill(section["text"], 100, break_on_hyphens=False),
+            "",
+        ]
         if section.get("table"):
             head, *body = section["table"]
             lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
