@@ -25,6 +25,7 @@ FEATURES = (
     "avx512f",
     "avx512vbmi2",
     "avx512vnni",
+    "amx-int8",
     "neon",
     "dotprod",
     "i8mm",
