@@ -19,7 +19,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from edgesparse_kernels._jit import jit
-from edgesparse_kernels._simd import I8, I64, address
+from edgesparse_kernels._simd import I8, I64, address, function
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
@@ -43,9 +43,10 @@ def is_permitted() -> bool:
 
 
 def _do(builder, name, *values):
-    """Call an LLVM intrinsic that returns nothing."""
-    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
+    """Call an LLVM intrinsic that returns nothing; the int64 0 because ours return something."""
+    kinds = [value.type for value in values]
+    builder.call(function(builder, f"llvm.x86.{name}", ir.VoidType(), *kinds), values)
+    return ir.Constant(I64, 0)
 
 
 def _pointer(builder, at):
@@ -90,20 +91,21 @@ def _begin(builder):
 
 @_with_tiles
 def _end(builder, before):
-    _do(builder, "ldtilecfg", _pointer(builder, before))
-    return ir.Constant(I64, 0)
+    return _do(builder, "ldtilecfg", _pointer(builder, before))
 
 
 @_with_tiles
 def _load_sums(builder, at):
-    _do(builder, "tileloadd64", _register(_SUMS), _pointer(builder, at), ir.Constant(I64, 64))
-    return ir.Constant(I64, 0)
+    return _do(
+        builder, "tileloadd64", _register(_SUMS), _pointer(builder, at), ir.Constant(I64, 64)
+    )
 
 
 @_with_tiles
 def _store_sums(builder, at):
-    _do(builder, "tilestored64", _register(_SUMS), _pointer(builder, at), ir.Constant(I64, 64))
-    return ir.Constant(I64, 0)
+    return _do(
+        builder, "tilestored64", _register(_SUMS), _pointer(builder, at), ir.Constant(I64, 64)
+    )
 
 
 @_with_tiles
@@ -111,8 +113,7 @@ def _multiply(builder, digits, stride, lanes):
     """Add the products of signed digits, rows ``stride`` bytes apart, and unsigned lanes."""
     _do(builder, "tileloadd64", _register(_DIGITS), _pointer(builder, digits), stride)
     _do(builder, "tileloadd64", _register(_LANES), _pointer(builder, lanes), ir.Constant(I64, 64))
-    _do(builder, "tdpbsud", _register(_SUMS), _register(_DIGITS), _register(_LANES))
-    return ir.Constant(I64, 0)
+    return _do(builder, "tdpbsud", _register(_SUMS), _register(_DIGITS), _register(_LANES))
 
 
 @intrinsic

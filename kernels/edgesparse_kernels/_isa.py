@@ -13,7 +13,6 @@ source compiles, and is cached, once for each.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,7 +26,6 @@ from numba.extending import (
     NativeValue,
     intrinsic,
     models,
-    overload,
     register_model,
     typeof_impl,
     unbox,
@@ -132,24 +130,6 @@ register_model(IsaType)(models.OpaqueModel)
 @unbox(IsaType)
 def _unbox(kind, value, context):
     return NativeValue(context.context.get_dummy_value())
-
-
-def by_set(general: Callable[..., Any], avx2: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that is ``avx2`` where its first argument is that set, else ``general``.
-
-    Both are plain functions; the one that is taken is compiled into its caller, the other is not
-    compiled.
-    """
-
-    def chosen(*arguments: Any) -> Any:
-        raise NotImplementedError("only compiled code calls it")
-
-    def choose(isa, *arguments):
-        return avx2 if isa.isa == "avx2" else general
-
-    options = {"boundscheck": False, "error_model": "numpy"}
-    overload(chosen, jit_options=options, strict=False, inline="always")(choose)
-    return chosen
 
 
 @intrinsic

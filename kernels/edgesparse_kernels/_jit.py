@@ -139,6 +139,25 @@ def by_isa(choose: Callable[[str], Any]) -> Any:
     return stub
 
 
+def by_set(general: Callable[..., Any], avx2: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is ``avx2`` where its first argument is that set, else ``general``.
+
+    Unlike those of ``by_isa`` both are plain functions, and numba puts the one that is taken into
+    its caller: no call is left that would count references to the arrays it is given.
+    """
+
+    def stub(*arguments: object) -> None:
+        raise NotImplementedError("only compiled functions call it")
+
+    options = {"boundscheck": False, "error_model": "numpy"}
+
+    @overload(stub, jit_options=options, strict=False, inline="always")
+    def chosen_for(isa, *arguments):  # type: ignore[no-untyped-def]
+        return avx2 if isa.isa == "avx2" else general
+
+    return stub
+
+
 def entry(function: Callable[P, R], *arguments: object) -> Callable[P, R]:
     """Return ``function`` compiled for arguments of these types, to be called with no others.
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from edgesparse_kernels._amx import begin_tiles, end_tiles, tile_products
 from edgesparse_kernels._avx2 import no_pairs1, no_pairs4
-from edgesparse_kernels._isa import by_set, dot, dot_bytes
-from edgesparse_kernels._jit import jit
+from edgesparse_kernels._isa import dot, dot_bytes
+from edgesparse_kernels._jit import by_set, jit
 from edgesparse_kernels._simd import (
     add_f,
     add_i,

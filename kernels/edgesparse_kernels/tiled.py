@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from edgesparse_kernels._isa import by_set
-from edgesparse_kernels._jit import serial_and_parallel
+from edgesparse_kernels._jit import by_set, serial_and_parallel
 from edgesparse_kernels.batches import float_batch, integer_batch
 from edgesparse_kernels.four_bit import (
     bitmask4_int8,
