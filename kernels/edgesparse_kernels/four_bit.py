@@ -45,6 +45,15 @@ from edgesparse_kernels.tiles import AHEAD, MASK_AHEAD, SCALES_AHEAD, add_group,
 
 
 @jit
+def _dense_octet(isa, even, odd, at, x):
+    """Add the products of an octet of dense codes."""
+    lanes = load_lanes(at)
+    prefetch(at + AHEAD)
+    even = dot(isa, even, low_nibbles(lanes), load_i32(x))
+    return even, dot(isa, odd, high_lanes(isa, lanes), load_i32(x + 4))
+
+
+@jit
 def dense4_int8(isa, m, digits, scales, sums, out, first, last):
     """Tiles ``first:last`` of a dense 4-bit matrix by int8 activations."""
     for tile in range(first, last):
@@ -53,16 +62,20 @@ def dense4_int8(isa, m, digits, scales, sums, out, first, last):
         x, acc = digits, no_floats()
         for group in range(m.groups):
             even, odd = all_sums(np.int32(-8) * sums[group]), no_sums()
+            even2, odd2 = no_sums(), no_sums()
             prefetch(scale_at + SCALES_AHEAD)
-            for _ in range(octets(m, group)):
-                lanes = load_lanes(at)
-                prefetch(at + AHEAD)
-                even = dot(isa, even, low_nibbles(lanes), load_i32(x))
-                odd = dot(isa, odd, high_lanes(isa, lanes), load_i32(x + 4))
+            count = octets(m, group)
+            for _ in range(count // 2):  # sums of their own: a dot product takes five cycles
+                even, odd = _dense_octet(isa, even, odd, at, x)
+                even2, odd2 = _dense_octet(isa, even2, odd2, at + 64, x + 8)
+                at += 128
+                x += 16
+            for _ in range(count % 2):
+                even, odd = _dense_octet(isa, even, odd, at, x)
                 at += 64
                 x += 8
-            total = to_float(add_i(even, high_sums(isa, odd)))
-            acc = add_group(acc, total, scale_at, scales[group])
+            even, odd = add_i(even, even2), add_i(odd, odd2)
+            acc = _add_halves(isa, acc, even, odd, scale_at, scales[group])
             scale_at += 32
         store_tile(m, tile, acc, out)
 
