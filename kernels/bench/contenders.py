@@ -12,6 +12,7 @@ import numpy as np
 from edgesparse_kernels import matmul as kernels
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.held import expands_fast, for_products
+from edgesparse_kernels.layout import empty
 from edgesparse_kernels.matrix import PackedMatrix
 from edgesparse_kernels.structured import StructuredMatrix
 from numpy.typing import NDArray
@@ -112,8 +113,10 @@ def nbytes_held(matrix: PackedMatrix | StructuredMatrix, packed: PackedTensor) -
 
 
 def copy_of(packed: PackedTensor) -> PackedTensor:
-    """Return the same pack in memory of its own."""
-    buffers = {name: buffer.copy() for name, buffer in packed.buffers.items()}
+    """Return the same pack in memory of its own, placed as a mapped file would be."""
+    buffers = {name: empty(buffer.shape, buffer.dtype) for name, buffer in packed.buffers.items()}
+    for name, buffer in packed.buffers.items():
+        buffers[name][:] = buffer
     return type(packed)(spec=packed.spec, shape=packed.shape, buffers=buffers)
 
 

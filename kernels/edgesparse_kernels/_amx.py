@@ -3,8 +3,9 @@
 A tile register holds 16 rows of 64 bytes. Sixteen decoded cells, 64 columns of 16 rows of weights,
 are the right operand as they lie there; 64 digits of sixteen rows of activations are the left one;
 the sums are int32 [16 activations, 16 weights], so a row of them is what every other kernel keeps
-as the sums of a tile. How tiles are shaped is state of the thread: it is set for the time of a
-kernel, and what was there before is put back, as other libraries trust theirs to stay.
+as the sums of a tile. Groups of 32 columns take half of an operand. How tiles are shaped is state
+of the thread: it is set for the time of a kernel, and what was there before is put back, as other
+libraries trust theirs to stay.
 """
 
 from __future__ import annotations
@@ -18,19 +19,25 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from edgesparse_kernels._jit import jit
 from edgesparse_kernels._simd import I8, I64, address, function
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 FEATURES = {"amx-tile", "amx-int8"}
 ROWS = 16  # of activations that a tile takes
-CELLS = 16  # of weights that a tile takes
+ACCUMULATORS = 4  # tiles of sums, registers 0 to 3: products that need not wait for each other
 
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
-_SUMS, _DIGITS, _LANES = range(3)  # the tile registers
-# Palette 1; 64 bytes a row and 16 rows for each of the three.
-_SHAPES = struct.pack("<B15x3H26x3B13x", 1, 64, 64, 64, 16, 16, 16)
+_DIGITS, _LANES = 4, 5  # the registers of the operands
+_STRIDE = 64  # bytes from row to row of sums and of lanes
+
+
+def _shapes(cells: int) -> bytes:
+    """Return palette 1: bytes a row, and rows, of the registers; operands of ``cells`` cells."""
+    sums, digits, lanes = (64, ROWS), (4 * cells, ROWS), (64, cells)
+    shapes = [sums] * ACCUMULATORS + [digits, lanes]
+    widths, heights = zip(*shapes, strict=True)
+    return struct.pack("<B15x6H20x6B10x", 1, *widths, *heights)
 
 
 @cache
@@ -57,114 +64,111 @@ def _register(number):
     return ir.Constant(I8, number)
 
 
-def _nothing(builder, *_):
-    return ir.Constant(I64, 0)
-
-
-def _with_tiles(emit):
-    """Return what makes an intrinsic: the same where there are no tiles, but doing nothing."""
-
-    def answer(isa, *arguments):
-        chosen = emit if isa.has_tiles else _nothing
-
-        def generate(context, builder, _, values):
-            return chosen(builder, *values[1:])
-
-        return types.int64(isa, *arguments), generate
-
-    return answer
-
-
-@_with_tiles
-def _begin(builder):
-    """Keep the thread's shapes aside and set ours; return the address of what was kept."""
-    aside = cgutils.alloca_once(builder, ir.ArrayType(I8, 64))
-    before = builder.ptrtoint(aside, I64)
-    kind = ir.ArrayType(I8, 64)
-    shapes = cgutils.global_constant(
-        builder, "edgesparse_tile_shapes", ir.Constant(kind, bytearray(_SHAPES))
-    )
-    _do(builder, "sttilecfg", _pointer(builder, before))
-    _do(builder, "ldtilecfg", builder.bitcast(shapes, I8.as_pointer()))
-    return before
-
-
-@_with_tiles
-def _end(builder, before):
-    return _do(builder, "ldtilecfg", _pointer(builder, before))
-
-
-@_with_tiles
-def _load_sums(builder, at):
-    return _do(
-        builder, "tileloadd64", _register(_SUMS), _pointer(builder, at), ir.Constant(I64, 64)
-    )
-
-
-@_with_tiles
-def _store_sums(builder, at):
-    return _do(
-        builder, "tilestored64", _register(_SUMS), _pointer(builder, at), ir.Constant(I64, 64)
-    )
-
-
-@_with_tiles
-def _multiply(builder, digits, stride, lanes):
-    """Add the products of signed digits, rows ``stride`` bytes apart, and unsigned lanes."""
-    _do(builder, "tileloadd64", _register(_DIGITS), _pointer(builder, digits), stride)
-    _do(builder, "tileloadd64", _register(_LANES), _pointer(builder, lanes), ir.Constant(I64, 64))
-    return _do(builder, "tdpbsud", _register(_SUMS), _register(_DIGITS), _register(_LANES))
-
-
-@intrinsic
-def has_tiles(typing, isa):
-    """Whether the instruction set has tiles; known when a kernel is compiled."""
+def _answer(isa, emit, *arguments):
+    """Return what an intrinsic of (isa, ...) answers: its signature and ``emit``."""
 
     def generate(context, builder, _, values):
-        return ir.Constant(ir.IntType(1), int(isa.has_tiles))
+        return emit(builder, *values[1:])
 
-    return types.boolean(isa), generate
+    return types.int64(isa, *arguments), generate
 
 
 @intrinsic
-def begin_tiles(typing, isa):
-    """Shape this thread's tiles; return what ``end_tiles`` needs to put back what was before."""
-    return _begin(isa)
+def begin_tiles(typing, isa, cells):
+    """Shape this thread's tiles for operands of 8 or 16 cells.
+
+    Returns what ``end_tiles`` needs to put back what was before.
+    """
+
+    def emit(builder, cells):
+        kind = ir.ArrayType(I8, 64)
+        before = builder.ptrtoint(cgutils.alloca_once(builder, kind), I64)
+        _do(builder, "sttilecfg", _pointer(builder, before))
+        half, whole = (
+            cgutils.global_constant(
+                builder, f"edgesparse_tiles_{count}", ir.Constant(kind, bytearray(_shapes(count)))
+            )
+            for count in (8, 16)
+        )
+        is_whole = builder.icmp_signed("==", cells, ir.Constant(I64, 16))
+        shapes = builder.select(is_whole, whole, half)
+        _do(builder, "ldtilecfg", builder.bitcast(shapes, I8.as_pointer()))
+        return before
+
+    return _answer(isa, emit, address)
 
 
 @intrinsic
 def end_tiles(typing, isa, before):
     """Put the shapes back that ``begin_tiles`` found."""
-    return _end(isa, address)
+
+    def emit(builder, before):
+        return _do(builder, "ldtilecfg", _pointer(builder, before))
+
+    return _answer(isa, emit, address)
 
 
 @intrinsic
-def _load(typing, isa, at):
-    return _load_sums(isa, address)
+def load_digits(typing, isa, at, width):
+    """Take sixteen rows of ``width`` digits, one after the other, as the left operand."""
+
+    def emit(builder, at, width):
+        return _do(builder, "tileloadd64", _register(_DIGITS), _pointer(builder, at), width)
+
+    return _answer(isa, emit, address, address)
 
 
 @intrinsic
-def _store(typing, isa, at):
-    return _store_sums(isa, address)
+def load_cells(typing, isa, at):
+    """Take decoded cells as the right operand."""
+
+    def emit(builder, at):
+        stride = ir.Constant(I64, _STRIDE)
+        return _do(builder, "tileloadd64", _register(_LANES), _pointer(builder, at), stride)
+
+    return _answer(isa, emit, address)
 
 
-@intrinsic
-def _add_product(typing, isa, digits, stride, lanes):
-    return _multiply(isa, address, address, address)
+@intrinsic(prefer_literal=True)
+def clear_sums(typing, isa, number):
+    """Set the sums ``number``, a constant, to 0."""
+
+    def emit(builder, _):
+        return _do(builder, "tilezero", _register(number.literal_value))
+
+    return _answer(isa, emit, number)
 
 
-@jit
-def tile_products(isa, lanes, count, x, stride, rows, totals):
-    """Add the products of decoded quads and whole sixteens of rows of digits to ``totals``.
+@intrinsic(prefer_literal=True)
+def load_sums(typing, isa, number, at):
+    """Take the sums ``number`` from int32 [16, 16] at an address."""
 
-    Returns how many rows were done; none where there are no tiles, or no whole tiles of quads.
-    """
-    if not has_tiles(isa) or count % CELLS:
-        return 0
-    whole = rows // ROWS * ROWS
-    for row in range(0, whole, ROWS):
-        _load(isa, totals + 64 * row)
-        for cell in range(0, count, CELLS):
-            _add_product(isa, x + row * stride + 4 * cell, stride, lanes + 64 * cell)
-        _store(isa, totals + 64 * row)
-    return whole
+    def emit(builder, _, at):
+        stride = ir.Constant(I64, _STRIDE)
+        sums = _register(number.literal_value)
+        return _do(builder, "tileloadd64", sums, _pointer(builder, at), stride)
+
+    return _answer(isa, emit, number, address)
+
+
+@intrinsic(prefer_literal=True)
+def store_sums(typing, isa, number, at):
+    """Write the sums ``number`` to an address."""
+
+    def emit(builder, _, at):
+        stride = ir.Constant(I64, _STRIDE)
+        sums = _register(number.literal_value)
+        return _do(builder, "tilestored64", sums, _pointer(builder, at), stride)
+
+    return _answer(isa, emit, number, address)
+
+
+@intrinsic(prefer_literal=True)
+def add_products(typing, isa, number):
+    """Add the products of the operands, signed digits and unsigned lanes, to the sums."""
+
+    def emit(builder, _):
+        sums = _register(number.literal_value)
+        return _do(builder, "tdpbsud", sums, _register(_DIGITS), _register(_LANES))
+
+    return _answer(isa, emit, number)

@@ -55,6 +55,17 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     return compiled
 
 
+def jit_into(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a part of a loop so that LLVM puts it into its callers, however large it finds it.
+
+    A call of a function that takes a matrix pushes a dozen numbers, as much work as a small group.
+    """
+    compiled: Callable[P, R] = njit(
+        cache=True, nogil=True, boundscheck=False, error_model="numpy", forceinline=True
+    )(_stamped(function))
+    return compiled
+
+
 def jit_reassociate(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a loop that may sum float32 in any order; NaN and infinities keep their meaning."""
     compiled: Callable[P, R] = njit(
@@ -120,11 +131,11 @@ def twice(
     return compile_(_stamped(function)), compile_(_stamped(function, "_parallel", **{name: other}))
 
 
-def by_isa(choose: Callable[[str], Any]) -> Any:
+def by_isa(choose: Callable[[Any], Any]) -> Any:
     """Return a function of (isa, ...) that is compiled as the one ``choose`` has for that set.
 
     Args:
-        choose: From the name of an instruction set to a compiled function of (isa, ...).
+        choose: From an ``_isa.IsaType`` to a compiled function of (isa, ...).
     """
 
     def stub(isa: object, *arguments: object) -> None:
@@ -133,7 +144,7 @@ def by_isa(choose: Callable[[str], Any]) -> Any:
     # numba compares the names of its arguments, annotations too, with those of what it returns.
     @overload(stub)
     def chosen_for(isa, *arguments):  # type: ignore[no-untyped-def]
-        chosen = choose(isa.isa)
+        chosen = choose(isa)
         return lambda isa, *arguments: chosen(isa, *arguments)
 
     return stub

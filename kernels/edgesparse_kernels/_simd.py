@@ -182,6 +182,7 @@ no_floats = operation(lambda _: splat(FLOATS, 0.0), f32x16)
 all_sums = operation(lambda b, value: broadcast(b, value, SUMS), i32x16, int32)
 all_floats = operation(lambda b, value: broadcast(b, value, FLOATS), f32x16, float32)
 
+as_pointer = operation(lambda b, at: b.inttoptr(at, I8.as_pointer()), types.voidptr, address)
 trailing_zeros = operation(
     lambda b, x: b.call(function(b, "llvm.cttz.i64", I64, I64, I1), [x, ir.Constant(I1, 1)]),
     address,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgesparse_kernels._amx import begin_tiles, end_tiles, tile_products
 from edgesparse_kernels._avx2 import no_pairs1, no_pairs4
 from edgesparse_kernels._isa import dot, dot_bytes
 from edgesparse_kernels._jit import by_set, jit
@@ -113,7 +112,6 @@ def integer_batch(isa, m, planes, batch, digits, scratch, thread, out, first, la
     acc_at = np.int64(scratch.acc[thread].ctypes.data)
     at, at_high = scratch.streams[thread, 0], scratch.streams[thread, 1]
     offset = np.int32(-(1 << (m.bits - 1)))
-    before = begin_tiles(isa)
     for tile in range(first, last):
         begin_streams(m, tile, m.codes, m.offsets, 2 if m.bits == 3 else m.bits, at)
         if m.bits == 3:
@@ -132,9 +130,7 @@ def integer_batch(isa, m, planes, batch, digits, scratch, thread, out, first, la
                 if count_rows == 1:
                     _dot_one(isa, m.bits, lanes, count, digits + 4 * quad, totals_at)
                 else:
-                    x = digits + 4 * quad
-                    done = tile_products(isa, lanes, count, x, padded, count_rows, totals_at)
-                    for row in range(done, count_rows, 4):
+                    for row in range(0, count_rows, 4):
                         x = digits + row * padded + 4 * quad
                         left = min(3, count_rows - 1 - row)
                         _dots(isa, m.bits, lanes, count, x, padded, left, totals_at + 64 * row)
@@ -149,7 +145,6 @@ def integer_batch(isa, m, planes, batch, digits, scratch, thread, out, first, la
                 store_floats(acc_at + 64 * row, acc)
         for row in range(batch):
             store_tile(m, tile, load_floats(acc_at + 64 * row), out + 4 * row * m.rows)
-    end_tiles(isa, before)
 
 
 @jit

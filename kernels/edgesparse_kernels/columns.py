@@ -252,7 +252,7 @@ def _blocks(isa, m, codes, scales, places, packed, ends, sums, of_x, out):
         store_floats(to + 448, b3)
 
 
-_multiply_blocks = by_isa(lambda isa: columns_avx2.blocks if isa == "avx2" else _blocks)
+_multiply_blocks = by_isa(lambda isa: columns_avx2.blocks if isa.isa == "avx2" else _blocks)
 
 
 @jit

@@ -4,76 +4,72 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesparse_kernels import _isa, _jit, tiled, tiles
+from edgesparse_kernels import _isa, _jit, calls, tiled, tiles
 from edgesparse_kernels.activations import Activations
-from edgesparse_kernels.layout import CELL, quads
+from edgesparse_kernels.layout import CELL, aligned, empty, quads
 from edgesparse_kernels.matrix import PackedMatrix
 from edgesparse_kernels.structured import LAYOUTS, StructuredMatrix
 
 if TYPE_CHECKING:
-    from edgesparse_kernels.gather import GatherOperand
+    from edgesparse_kernels.gather import GatherOperand, GatherRoom
 
-MAX_BATCH = 64  # rows whose digits and sums are held at once
-
-
-IntegerCall = tuple[Callable[..., None], _isa.InstructionSet, tiles.Operand, int, tiles.Scratch]
+Call = Callable[[NDArray[np.float32], NDArray[np.float32]], None]
+"""Writes ``x @ weights.T`` into its second argument, for x of the shape it was made for."""
 
 
-def matmul(
-    x: NDArray[np.float32],
-    matrix: PackedMatrix,
-    kind: Activations,
-    threads: int,
-    out: NDArray[np.float32],
-) -> None:
-    """Write ``x @ weights.T`` into ``out`` with the best instruction set there is.
+def product(matrix: PackedMatrix, kind: Activations, batch: int, threads: int) -> Call:
+    """Return the product with ``batch`` rows, for the thread that asks.
 
-    With integers that set is chosen when a matrix is first multiplied.
+    The instruction set is the best there is now.
     """
-    for begin in range(0, len(x), MAX_BATCH):
-        rows, to = x[begin : begin + MAX_BATCH], out[begin : begin + MAX_BATCH]
-        if kind is Activations.FLOAT32:
-            _matmul_float(rows, matrix, threads, to)
-        else:
-            key = (kind, len(rows), threads, threading.get_ident())
-            # The last call is remembered: to find all it needs takes as long as a small product.
-            known = matrix.__dict__.get("_call")
-            if known is None or known[0] != key:
-                known = (key, *_integer_call(matrix, kind, rows, threads, to))
-                matrix.__dict__["_call"] = known
-            _, run, isa, numbers, planes, scratch = known
-            run(isa, numbers, planes, rows, threads, scratch, to)
-
-
-def _matmul_float(
-    x: NDArray[np.float32], matrix: PackedMatrix, threads: int, out: NDArray[np.float32]
-) -> None:
     numbers = operand(matrix)
-    padded = np.zeros((len(x), 4 * numbers.quads), np.float32)
-    padded[:, : matrix.columns] = x
-    run = tiled.multiply_float if threads == 1 else tiled.multiply_float_parallel
-    run(_isa.best(), numbers, padded, threads, _scratch(numbers, 1, len(x), threads), out)
-
-
-def _integer_call(
-    matrix: PackedMatrix,
-    kind: Activations,
-    x: NDArray[np.float32],
-    threads: int,
-    out: NDArray[np.float32],
-) -> IntegerCall:
-    """Return the compiled kernel and what it takes beside activations and results."""
-    isa, numbers = _isa.best(), operand(matrix)
-    scratch = _scratch(numbers, kind.planes, len(x), threads)
+    scratch = _scratch(numbers, max(1, kind.planes), batch, threads)
+    if kind is Activations.FLOAT32:
+        return partial(_multiply_float, numbers, threads, scratch)
+    isa = _isa.best()
+    blocks = _blocks(threading.get_ident(), batch * kind.planes, numbers.quads)
+    numbered = calls.numbers_of(numbers, kind.planes, scratch, blocks)
     go = tiled.multiply_integer if threads == 1 else tiled.multiply_integer_parallel
-    run = _jit.entry(go, isa, numbers, kind.planes, x, threads, scratch, out)
-    return run, isa, numbers, kind.planes, scratch
+    return _kept(_entry(go, isa, numbered), scratch, blocks)
+
+
+def _multiply_float(
+    m: tiles.Operand,
+    threads: int,
+    scratch: tiles.Scratch,
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    padded = np.zeros((len(x), 4 * m.quads), np.float32)
+    padded[:, : m.columns] = x
+    run = tiled.multiply_float if threads == 1 else tiled.multiply_float_parallel
+    run(_isa.best(), m, padded, threads, scratch, out)
+
+
+def _entry(
+    go: Callable[..., None], isa: _isa.InstructionSet, numbers: NDArray[np.int64]
+) -> partial[None]:
+    """Return a kernel of (isa, numbers, x, out), compiled and given the first two."""
+    some = np.empty((1, 1), np.float32)
+    return partial(_jit.entry(go, isa, numbers, some, some), isa, numbers)
+
+
+def _kept(call: partial[None], *arrays: object) -> Call:
+    """Return ``call``, which keeps alive the arrays whose addresses it was given."""
+    call.arrays = arrays  # type: ignore[attr-defined]
+    return call
+
+
+@lru_cache(maxsize=8)
+def _blocks(caller: int, rows: int, quad_count: int) -> NDArray[np.int8]:
+    """Return room for ``rows`` rows of digits, rounded up to whole operands of matrix tiles."""
+    return empty((-(-rows // 16) * 16 * 4 * quad_count,), np.int8)
 
 
 def decode(matrix: PackedMatrix, threads: int, out: NDArray[np.float32]) -> None:
@@ -91,29 +87,45 @@ def decode(matrix: PackedMatrix, threads: int, out: NDArray[np.float32]) -> None
     run(_isa.best(), numbers, threads, scratch, out)
 
 
-def matmul_schemes(
+def product_of_schemes(matrix: PackedMatrix, kind: Activations, batch: int, threads: int) -> Call:
+    """Return the same for codes with zeros, or with FLOAT32 for tables."""
+    scratch = _scratch(operand(matrix), max(1, kind.planes), batch, threads)
+    if kind is Activations.FLOAT32:
+        room = _chunks(threading.get_ident(), threads)
+        return partial(_multiply_scheme_floats, matrix, threads, scratch, room)
+    return partial(_multiply_scheme_integers, matrix, kind, threads, scratch)
+
+
+def _multiply_scheme_floats(
+    matrix: PackedMatrix,
+    threads: int,
+    scratch: tiles.Scratch,
+    room: NDArray[np.float32],
     x: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    from edgesparse_kernels import schemes
+
+    numbers = operand(matrix)
+    padded = np.zeros((len(x), 4 * numbers.quads), np.float32)
+    padded[:, : matrix.columns] = x
+    run = schemes.multiply_floats if threads == 1 else schemes.multiply_floats_parallel
+    run(_isa.best(), numbers, _scheme(matrix), padded, threads, scratch, room, out)
+
+
+def _multiply_scheme_integers(
     matrix: PackedMatrix,
     kind: Activations,
     threads: int,
+    scratch: tiles.Scratch,
+    x: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:
-    """Write ``x @ weights.T`` into ``out`` for codes with zeros, or with FLOAT32 for tables."""
     from edgesparse_kernels import schemes
 
-    isa, numbers = _isa.best(), operand(matrix)
-    for begin in range(0, len(x), MAX_BATCH):
-        rows, to = x[begin : begin + MAX_BATCH], out[begin : begin + MAX_BATCH]
-        scratch = _scratch(numbers, max(1, kind.planes), len(rows), threads)
-        if kind is Activations.FLOAT32:
-            padded = np.zeros((len(rows), 4 * numbers.quads), np.float32)
-            padded[:, : matrix.columns] = rows
-            run = schemes.multiply_floats if threads == 1 else schemes.multiply_floats_parallel
-            room = _chunks(threading.get_ident(), threads)
-            run(isa, numbers, _scheme(matrix), padded, threads, scratch, room, to)
-        else:
-            go = schemes.multiply_integer if threads == 1 else schemes.multiply_integer_parallel
-            go(isa, numbers, _scheme(matrix)[0], kind.planes, rows, threads, scratch, to)
+    zeros = _scheme(matrix)[0]
+    go = schemes.multiply_integer if threads == 1 else schemes.multiply_integer_parallel
+    go(_isa.best(), operand(matrix), zeros, kind.planes, x, threads, scratch, out)
 
 
 @lru_cache(maxsize=8)
@@ -156,40 +168,14 @@ def can_gather(matrix: StructuredMatrix) -> bool:
     )
 
 
-def gather(
-    x: NDArray[np.float32],
-    matrix: StructuredMatrix,
-    kind: Activations,
-    threads: int,
-    out: NDArray[np.float32],
-) -> None:
-    """Write ``x @ weights.T`` into ``out`` for a structured mask and integer activations."""
-    key = (kind, threads, threading.get_ident())
-    known = matrix.__dict__.get("_call")
-    if known is None or known[0] != key:
-        known = matrix.__dict__["_call"] = (key, *_gather_call(matrix, kind, x, threads, out))
-    _, run, isa, numbers, room = known
-    run(isa, numbers, kind.planes, x, threads, *room, out)
+def gathering_product(matrix: StructuredMatrix, kind: Activations, threads: int) -> Call:
+    """Return the product of a structured mask and any number of rows of integer activations."""
+    from edgesparse_kernels import gather
 
-
-def _gather_call(
-    matrix: StructuredMatrix,
-    kind: Activations,
-    x: NDArray[np.float32],
-    threads: int,
-    out: NDArray[np.float32],
-) -> tuple[Callable[..., None], _isa.InstructionSet, GatherOperand, GatherRoom]:
-    """Return the compiled kernel, the matrix as numbers and room to work in."""
-    from edgesparse_kernels import gather as kernels
-
-    isa, numbers = _isa.best(), gather_operand(matrix)
-    room = _gather_room(threading.get_ident(), numbers.quads, matrix.groups, kind.planes, threads)
-    go = kernels.run if threads == 1 else kernels.run_parallel
-    run = _jit.entry(go, isa, numbers, kind.planes, x, threads, *room, out)
-    return run, isa, numbers, room
-
-
-GatherRoom = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32], NDArray[np.int8]]
+    m = gather_operand(matrix)
+    room = _gather_room(threading.get_ident(), m.quads, m.groups, kind.planes, threads)
+    go = gather.run if threads == 1 else gather.run_parallel
+    return _kept(_entry(go, _isa.best(), gather.numbers_of(m, kind.planes, room)), room)
 
 
 # Kept from call to call, for each thread that calls.
@@ -198,13 +184,13 @@ def _gather_room(
     caller: int, quad_count: int, groups: int, planes: int, threads: int
 ) -> GatherRoom:
     """Return digits, their scales and sums, and for each thread room to pack digits in."""
-    from edgesparse_kernels.gather import room_nbytes
+    from edgesparse_kernels.gather import GatherRoom, room_nbytes
 
-    return (
-        np.empty(planes * 4 * quad_count, np.int8),
-        np.empty(groups, np.float32),
-        np.empty(planes * groups, np.int32),
-        np.empty((threads, room_nbytes(quad_count, groups, planes)), np.int8),
+    return GatherRoom(
+        digits=empty((planes * 4 * quad_count,), np.int8),
+        scales=np.empty(groups, np.float32),
+        sums=np.empty(planes * groups, np.int32),
+        packed=empty((threads, aligned(room_nbytes(quad_count, groups, planes))), np.int8),
     )
 
 
@@ -270,12 +256,6 @@ def _scratch(m: tiles.Operand, planes: int, batch: int, threads: int) -> tiles.S
 def _room(
     caller: int, quad_count: int, groups: int, planes: int, batch: int, threads: int
 ) -> tiles.Scratch:
-    return tiles.Scratch(
-        digits=np.empty((batch, planes * 4 * quad_count), np.int8),
-        scales=np.empty((batch, groups), np.float32),
-        sums=np.empty((batch, planes * groups), np.int32),
-        lanes=np.empty((threads, CELL * tiles.CHUNK + CELL), np.uint8),
-        streams=np.empty((threads, 2, 8), np.int64),
-        totals=np.empty((threads, planes * batch + 3, 16), np.int32),
-        acc=np.empty((threads, batch, 16), np.float32),
-    )
+    shapes = calls.scratch_shapes(quad_count, groups, planes, batch, threads)
+    types = (np.int8, np.float32, np.int32, np.uint8, np.int64, np.int32, np.float32)
+    return tiles.Scratch(*(empty(shape, kind) for shape, kind in zip(shapes, types, strict=True)))

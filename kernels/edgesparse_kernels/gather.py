@@ -12,13 +12,15 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
+from numba import carray, prange
+from numpy.typing import NDArray
 
 from edgesparse_kernels import gather_avx2, gather_avx512
-from edgesparse_kernels._jit import by_isa, jit, serial_and_parallel
+from edgesparse_kernels._jit import by_isa, jit, jit_into, serial_and_parallel
 from edgesparse_kernels._simd import (
     add_f,
     all_floats,
+    as_pointer,
     load_i32,
     load_u32,
     multiply,
@@ -55,7 +57,7 @@ class GatherOperand(NamedTuple):
 
 
 def _group(name: str) -> Any:
-    return by_isa(lambda isa: getattr(GROUPS[isa], name))
+    return by_isa(lambda isa: getattr(GROUPS[isa.isa], name))
 
 
 _nm4_group, _n64_group = _group("nm4_group"), _group("n64_group")
@@ -102,7 +104,7 @@ def _column16_tile(isa, m, tile, planes, digits, scales, room):
     return acc
 
 
-@jit
+@jit_into
 def _tile_group(isa, m, tile, group, code_at, blocks_done, x):
     """Return the sums of one plane of digits over a group of a tile, and the blocks it took."""
     begin = group * m.group_size
@@ -160,7 +162,7 @@ def _no_tiles(isa, m, planes, digits, scales, room, out, first, last):
     """Without gathers: no matrix gets here, ``dispatch.can_gather`` refuses all."""
 
 
-gather_tiles = by_isa(lambda isa: _tiles if isa in GROUPS else _no_tiles)
+gather_tiles = by_isa(lambda isa: _tiles if isa.isa in GROUPS else _no_tiles)
 
 
 def room_nbytes(quads: int, groups: int, planes: int) -> int:
@@ -171,18 +173,60 @@ def room_nbytes(quads: int, groups: int, planes: int) -> int:
     return planes * (4 * quads + 4 * groups + 64) + 12 * groups
 
 
-def _run(isa, m, planes, x, threads, digits, scales, sums, packed, out):
-    """``out[b] = weights @ x[b]``; ``packed`` int8 [threads, ``room_nbytes``]."""
+class GatherRoom(NamedTuple):
+    """Room to work in.
+
+    digits int8 [planes * padded K], scales float32 [G], sums int32 [planes * G]; digits of kept
+    columns, packed int8 [threads, ``room_nbytes``].
+    """
+
+    digits: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    sums: NDArray[np.int32]
+    packed: NDArray[np.int8]
+
+
+def numbers_of(m: GatherOperand, planes: int, room: GatherRoom) -> NDArray[np.int64]:
+    """Return a matrix and the room to work in as int64 [19], as ``calls.numbers_of`` does."""
+    threads, nbytes = room.packed.shape
+    return np.array([*m, planes, threads, *(a.ctypes.data for a in room), nbytes], np.int64)
+
+
+@jit
+def _opened(n):
+    """Return the matrix, planes and threads of ``numbers_of``."""
+    m = GatherOperand(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11])
+    return m, n[12], n[13]
+
+
+@jit
+def _quantized(n, x, row):
+    """Write the digits of a row of the activations at ``x``; return how many threads share."""
+    m, planes, threads = _opened(n)
+    digits = carray(as_pointer(n[14]), (planes * 4 * m.quads,), np.int8)
+    scales = carray(as_pointer(n[15]), (m.groups,), np.float32)
+    sums = carray(as_pointer(n[16]), (planes * m.groups,), np.int32)
+    quantize(m, planes, x + 4 * row * m.columns, digits, scales, sums)
+    return threads
+
+
+@jit
+def _share(isa, n, row, thread, out):
+    """Multiply the tiles of one thread by the digits of a row."""
+    m, planes, threads = _opened(n)
+    scales = carray(as_pointer(n[15]), (m.groups,), np.float32)
     tiles = (m.rows + 15) // 16
+    first, last = tiles * thread // threads, tiles * (thread + 1) // threads
+    room = n[17] + thread * n[18]
+    gather_tiles(isa, m, planes, n[14], scales, room, out + 4 * row * m.rows, first, last)
+
+
+def _run(isa, numbers, x, out):
+    """``out[b] = weights @ x[b]`` for what ``numbers_of`` wrote."""
+    x_at, out_at = np.int64(x.ctypes.data), np.int64(out.ctypes.data)
     for row in range(len(x)):
-        x_at = np.int64(x.ctypes.data) + 4 * row * m.columns
-        out_at = np.int64(out.ctypes.data) + 4 * row * m.rows
-        quantize(m, planes, x_at, digits, scales, sums)
-        at = np.int64(digits.ctypes.data)
-        for thread in prange(threads):
-            first, last = tiles * thread // threads, tiles * (thread + 1) // threads
-            room = np.int64(packed[thread].ctypes.data)
-            gather_tiles(isa, m, planes, at, scales, room, out_at, first, last)
+        for thread in prange(_quantized(numbers, x_at, row)):
+            _share(isa, numbers, row, thread, out_at)
 
 
 run, run_parallel = serial_and_parallel(_run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgesparse_kernels._isa import expand, expand_low
-from edgesparse_kernels._jit import jit
+from edgesparse_kernels._jit import jit, jit_into
 from edgesparse_kernels._simd import (
     all_floats,
     and_lanes,
@@ -59,7 +59,7 @@ def _decode_plane(isa, m, mask_row, at, quad, count, width, lanes, shift):
         store_lanes(lanes + 64 * i, code)
 
 
-@jit
+@jit_into
 def _decode_octets(isa, m, mask_row, at, quad, count, lanes):
     """Decode 4-bit codes, two quads at a time, to ``lanes`` as code + 8."""
     evens, odds = at[0], at[1]
@@ -114,7 +114,7 @@ def begin_streams(m, tile, codes, offsets, width, at):
     at[:] = begin
 
 
-@jit
+@jit_into
 def decode_group(isa, m, tile, quad, count, at, at_high, lanes):
     """Decode quads ``quad : quad + count`` to ``lanes`` as code + 2**(bits - 1)."""
     mask_row = m.mask + tile * (8 * m.quads)

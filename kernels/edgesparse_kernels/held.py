@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse_kernels import _isa, _jit, reference
-from edgesparse_kernels.layout import CELL, QUAD, TILE_ROWS, padded_columns, tiles
+from edgesparse_kernels.layout import CELL, QUAD, TILE_ROWS, empty, padded_columns, tiles
 from edgesparse_kernels.matrix import PackedMatrix
 from edgesparse_kernels.structured import StructuredMatrix
 
@@ -88,6 +88,6 @@ def _spread(matrix: PackedMatrix) -> NDArray[np.uint8]:
     from edgesparse_kernels import dispatch, groups
 
     numbers = dispatch.operand(matrix)
-    codes = np.empty(tiles(matrix.rows) * numbers.quads * CELL // 2, np.uint8)
+    codes = empty((tiles(matrix.rows) * numbers.quads * CELL // 2,), np.uint8)
     groups.spread(_isa.best(), numbers, codes)
     return codes

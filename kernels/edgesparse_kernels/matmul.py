@@ -6,6 +6,10 @@ int8 or 16-bit activations the integers are exact and the same on every processo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from threading import get_ident
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +21,10 @@ from edgesparse_kernels.matrix import PackedMatrix
 from edgesparse_kernels.structured import StructuredMatrix
 
 AnyMatrix = PackedMatrix | StructuredMatrix
+Product = Callable[[NDArray[np.float32], NDArray[np.float32]], None]
+
+MAX_ROWS = 64  # whose digits and sums are held at once
+_FLOAT32 = np.dtype(np.float32)
 
 
 def matmul(
@@ -43,8 +51,10 @@ def matmul(
     _expect(x, (len(x), matrix.columns), "x")
     _expect(out, (len(x), matrix.rows), "out")
     _expect_writeable(out)
-    _expect_support(matrix, kind)
-    if threads == 1:
+    if not _jit.is_enabled():
+        _expect_support(matrix, kind)
+        out[:] = _reference(x, matrix, kind)
+    elif threads == 1:
         _multiply(x, matrix, kind, 1, out)
     else:
         with _jit.workers(threads):
@@ -58,31 +68,43 @@ def _multiply(
     threads: int,
     out: NDArray[np.float32],
 ) -> None:
-    """Multiply by the kernels there are for the matrix and this processor."""
-    if not _jit.is_enabled():
-        out[:] = _reference(x, matrix, kind)
-    elif isinstance(matrix, StructuredMatrix):
-        from edgesparse_kernels import dispatch
+    """Multiply by what was made for the last product of this shape; else make it.
 
-        if kind is not Activations.FLOAT32 and dispatch.can_gather(matrix):
-            dispatch.gather(x, matrix, kind, threads, out)
-        else:
-            _multiply(x, as_dense(matrix), kind, threads, out)
-    elif matrix.is_symmetric and has_octets(matrix):
-        from edgesparse_kernels import dispatch
+    To find the kernel and all it needs takes longer than a small product.
+    """
+    if len(x) > MAX_ROWS:
+        for begin in range(0, len(x), MAX_ROWS):
+            some = slice(begin, begin + MAX_ROWS)
+            _multiply(x[some], matrix, kind, threads, out[some])
+        return
+    key = (kind, len(x), threads, get_ident())
+    known = matrix.__dict__.get("_product")
+    if known is None or known[0] != key:
+        _expect_support(matrix, kind)
+        known = matrix.__dict__["_product"] = (key, _product(matrix, kind, len(x), threads))
+    known[1](x, out)
 
-        dispatch.matmul(x, matrix, kind, threads, out)
-    elif has_octets(matrix):
-        from edgesparse_kernels import dispatch
 
-        dispatch.matmul_schemes(x, matrix, kind, threads, out)
-    elif kind is not Activations.FLOAT32:
-        out[:] = _reference(x, matrix, kind)
-    else:
-        from edgesparse_kernels import generic
+def _product(matrix: AnyMatrix, kind: Activations, rows: int, threads: int) -> Product:
+    """Return the product by the kernels there are for the matrix and this processor."""
+    from edgesparse_kernels import dispatch
 
-        loop = generic.matmul if threads == 1 else generic.matmul_parallel
-        loop(*_arguments(matrix), x, threads, out)
+    if isinstance(matrix, StructuredMatrix):
+        # Gathers take row by row what dense codes are multiplied with at once, in the time of some
+        # two rows; but those are made, and kept beside the matrix.
+        few = rows == 1 or rows * matrix.density <= 1
+        if few and kind is not Activations.FLOAT32 and dispatch.can_gather(matrix):
+            return dispatch.gathering_product(matrix, kind, threads)
+        return _product(as_dense(matrix), kind, rows, threads)
+    if has_octets(matrix):
+        make = dispatch.product if matrix.is_symmetric else dispatch.product_of_schemes
+        return make(matrix, kind, rows, threads)
+    if kind is not Activations.FLOAT32:
+        return partial(_by_reference, matrix, kind)
+    from edgesparse_kernels import generic
+
+    loop = generic.matmul if threads == 1 else generic.matmul_parallel
+    return lambda x, out: loop(*_arguments(matrix), x, threads, out)
 
 
 def matvec(
@@ -205,6 +227,15 @@ def _reference(x: NDArray[np.float32], matrix: AnyMatrix, kind: Activations) -> 
     return activations.matmul(x, matrix, kind)
 
 
+def _by_reference(
+    matrix: PackedMatrix,
+    kind: Activations,
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    out[:] = _reference(x, matrix, kind)
+
+
 def _expect_support(matrix: AnyMatrix, kind: Activations) -> None:
     """Raise ValueError if ``matrix`` cannot take activations of this kind."""
     if not activations.supports(matrix, kind):
@@ -221,7 +252,7 @@ def _expect(array: NDArray[np.float32], shape: tuple[int, int], name: str) -> No
     Raises:
         ValueError: It has another type, shape or layout.
     """
-    if array.dtype != np.float32 or array.shape != shape or not array.flags.c_contiguous:
+    if array.dtype != _FLOAT32 or array.shape != shape or not array.flags.c_contiguous:
         raise ValueError(
             f"{name} is {array.dtype} {array.shape}, expected contiguous float32 {shape}"
         )

@@ -55,6 +55,12 @@ class StructuredMatrix:
         windows = tiles(self.rows) * padded_columns(self.columns) // 64
         return self.codes.size // (8 * windows) if windows else 0
 
+    @property
+    def density(self) -> float:
+        """The part of the padded weights that has a code."""
+        padded = tiles(self.rows) * TILE_ROWS * padded_columns(self.columns)
+        return 2 * self.codes.size / padded if padded else 0.0
+
 
 def decode_codes(matrix: StructuredMatrix) -> NDArray[np.int32]:
     """Return the codes, int32 [N, K]."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from edgesparse_kernels._jit import by_set, serial_and_parallel
+from edgesparse_kernels._jit import by_set, jit, serial_and_parallel
+from edgesparse_kernels.amx_batch import arrange, takes_tiles, tile_batch
 from edgesparse_kernels.batches import float_batch, integer_batch
+from edgesparse_kernels.calls import opened
 from edgesparse_kernels.four_bit import (
     bitmask4_int8,
     bitmask4_int16,
@@ -67,18 +69,36 @@ def _rows_avx2(isa, m, planes, batch, at, scratch, thread, out, first, last):
 rows = by_set(_rows, avx2=_rows_avx2)
 
 
-def _multiply_integer(isa, m, planes, x, threads, scratch, out):
-    """``out[b] = weights @ x[b]`` with activations of one or two planes of int8."""
-    batch, tiles = len(x), (m.rows + 15) // 16
-    scales, sums = scratch.scales, scratch.sums
-    x_at, out_at = np.int64(x.ctypes.data), np.int64(out.ctypes.data)
+@jit
+def _quantized(isa, numbers, batch, x):
+    """Write the digits of ``batch`` rows at the address ``x``; return how many threads share."""
+    m, planes, threads, scratch, blocks = opened(numbers)
     for row in range(batch):
-        row_at = x_at + 4 * row * m.columns
-        quantize(m, planes, row_at, scratch.digits[row], scales[row], sums[row])
-    at = np.int64(scratch.digits.ctypes.data)
-    for thread in prange(threads):
-        first, last = tiles * thread // threads, tiles * (thread + 1) // threads
-        rows(isa, m, planes, batch, at, scratch, thread, out_at, first, last)
+        row_at, digits = x + 4 * row * m.columns, scratch.digits[row]
+        quantize(m, planes, row_at, digits, scratch.scales[row], scratch.sums[row])
+    if takes_tiles(isa, m, planes * batch):
+        arrange(isa, m, planes, batch, scratch, blocks)
+    return threads
+
+
+@jit
+def _share(isa, numbers, batch, thread, out):
+    """Multiply the tiles of one thread."""
+    m, planes, threads, scratch, blocks = opened(numbers)
+    tiles = (m.rows + 15) // 16
+    first, last = tiles * thread // threads, tiles * (thread + 1) // threads
+    if takes_tiles(isa, m, planes * batch):
+        tile_batch(isa, m, planes, batch, blocks, scratch, thread, out, first, last)
+    else:
+        at = np.int64(scratch.digits.ctypes.data)
+        rows(isa, m, planes, batch, at, scratch, thread, out, first, last)
+
+
+def _multiply_integer(isa, numbers, x, out):
+    """``out[b] = weights @ x[b]`` for what ``calls.numbers_of`` wrote, by int8 or two planes."""
+    batch, out_at = len(x), np.int64(out.ctypes.data)
+    for thread in prange(_quantized(isa, numbers, batch, np.int64(x.ctypes.data))):
+        _share(isa, numbers, batch, thread, out_at)
 
 
 def _multiply_float(isa, m, x_padded, threads, scratch, out):

@@ -69,8 +69,8 @@ class Scratch(NamedTuple):
     """Room to work in, made by the caller: kernels hold addresses into it, allocate nothing.
 
     digits int8 [M, planes * padded K], scales float32 [M, G], sums int32 [M, planes * G]; then by
-    thread: lanes uint8 [threads, 2112], streams int64 [threads, 2, 8],
-    totals int32 [threads, planes * M + 3, 16], acc float32 [threads, M, 16].
+    thread: lanes uint8, streams int64, totals int32 and acc float32; how many of them
+    ``calls.scratch_shapes`` says.
     """
 
     digits: NDArray[np.int8]

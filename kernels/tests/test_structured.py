@@ -37,7 +37,7 @@ def isa(request, monkeypatch):
 def test_products(isa, make_structured, case, shape, group_size):
     matrix, weights = make_structured(*case, shape, group_size=group_size)
     assert np.array_equal(reference.decode(matrix), weights)
-    for batch in (1, 3):
+    for batch in (1, 3, 20):
         x = np.random.default_rng(1).standard_normal((batch, shape[1])).astype(np.float32)
         out = np.full((batch, shape[0]), np.nan, np.float32)
         for kind in (Activations.INT8, Activations.INT16):
