@@ -13,7 +13,7 @@ from edgesparse.calibrate.residence import Streamed, outermost_blocks
 from edgesparse.compression import compress
 from edgesparse.errors import CalibrationError, UsageError
 from edgesparse.footprint import LOADED_LATER, fit_in_memory
-from edgesparse.memory import resident_nbytes
+from edgesparse.memory import give_back, resident_nbytes
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.preflight import room_for
 
@@ -58,6 +58,18 @@ def test_one_block_is_in_memory_at_a_time(
     block = sum(t.numel for t in captured.tensors if t.name.startswith("model.layers.0."))
     rest = sum(t.numel for t in captured.tensors if not t.name.startswith("model.layers."))
     assert 0 < most <= block + rest
+
+
+def test_what_a_block_freed_goes_back_to_the_system(
+    llama: Llama, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, blocks = list[None](), 5
+    monkeypatch.setattr("edgesparse.calibrate.residence.give_back", lambda: given.append(None))
+    run(llama(layers=blocks), tokens, "wanda")
+    assert not given
+    run(llama(layers=blocks), tokens, "wanda", memory_limit=PLENTY)
+    assert len(given) >= blocks
+    give_back()  # there is nothing to give, or no glibc: no error
 
 
 def test_a_limit_that_cannot_be_kept_is_refused_before_work(
