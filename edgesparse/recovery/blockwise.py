@@ -32,6 +32,7 @@ from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.packed import PackedTensor
 from edgesparse.recovery.job import job
 from edgesparse.recovery.latent import LatentWeight
+from edgesparse.recovery.room import require_both
 
 _log = logging.getLogger(__name__)
 
@@ -91,9 +92,11 @@ def recover_blockwise(
         ResumeRefused: The journal is another job's: another model, teacher or data, other options
             or code; the difference is named.
         FormatError: The journal cannot be written.
+        UsageError: There is less memory than both models take.
     """
     from edgesparse.runtime.modules import build_decoded
 
+    require_both(compressed)
     captured, target = compressed.captured, torch.device(device)
     batches = calibration_batches(
         captured, data, windows=windows, window=window, seed=seed, batch_size=batch
