@@ -1,18 +1,22 @@
-"""Kill a compression and an export at random moments, go on, and compare what comes out.
+"""Kill commands at random moments, go on, and compare what comes out.
 
-    python bench/kill_and_resume.py --count 100 --what compress,export,package
+    python bench/kill_and_resume.py --count 100 --what compress,recover,export,package
 
-``export`` writes a program for ExecuTorch, ``package`` a package for Core ML. Every round starts a
+``recover`` trains block by block, ``export`` writes a program for ExecuTorch, ``package`` a package
+for Core ML. Every round starts a
 command in a process of its own, kills it with SIGKILL at a random moment of its usual duration,
 looks at what lies there (a result is whole, or it is not there), and runs it to its end with
 ``--resume``; an export has nothing to go on with and begins anew. What then lies there must be the
 result of an undisturbed run, bit for bit, and nothing else. Only the clock and the command line in
-the manifest may differ, and the identifiers in a package's manifest.
+the manifest may differ, and the identifiers in a package's manifest. What is exported
+has one layer, the others three: lowering takes seconds a layer and is not what is looked at, nor is
+importing what lowers, which this process does before the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import json
@@ -26,6 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,8 +41,8 @@ from edgesparse.cli import main as command
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXPORTED = {"export": "tiny.pte", "package": "tiny.mlpackage"}
 LIBRARIES = (
-    "edgesparse.compression", "edgesparse.exporting", "executorch.exir", "coremltools",
-    "torch.export",
+    "edgesparse.compression", "edgesparse.recovery", "edgesparse.exporting", "executorch.exir",
+    "coremltools", "torch.export",
 )  # fmt: skip
 
 
@@ -54,11 +59,11 @@ class Rounds:
     faults: list[str] = field(default_factory=list)
 
 
-def make_model(path: Path) -> Path:
-    """Write a random Llama of three layers with the bundled tokenizer."""
+def make_model(path: Path, *, layers: int) -> Path:
+    """Write a random Llama with the bundled tokenizer."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=4096, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+        vocab_size=4096, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
         tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
@@ -78,6 +83,17 @@ def compression(model: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+def recovery(small: Path, text: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "recover", str(small), "-o", str(output), "--data", str(text), "--blockwise",
+        "--steps", "20", "--window", "32", "--windows", "16", *more,
+    ]  # fmt: skip
+
+
+def export(small: Path, output: Path, *more: str) -> list[str]:
+    return ["export", str(small), "-o", str(output), *more]
+
+
 def start(arguments: Sequence[str]) -> int:
     """Run a command line in a child that has its libraries loaded already; return its id."""
     child = os.fork()
@@ -93,6 +109,12 @@ def start(arguments: Sequence[str]) -> int:
         code = error.code if isinstance(error.code, int) else 1
     finally:
         os._exit(code)
+
+
+def warm_up(arguments: Sequence[str]) -> None:
+    """Run a command line here, so that every child has what it imports and caches."""
+    with contextlib.redirect_stdout(None), contextlib.suppress(SystemExit):
+        command(list(arguments))
 
 
 def finish(child: int) -> int:
@@ -184,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--what", default="compress,export,package")
+    parser.add_argument("--what", default="compress,recover,export,package")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for library in LIBRARIES:
@@ -192,9 +214,8 @@ def main() -> None:
     faults = 0
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        model = make_model(folder / "model")
         for what in options.what.split(","):
-            rounds = run(what, model, folder, count=options.count, seed=options.seed)
+            rounds = run(what, folder, count=options.count, seed=options.seed)
             found = ", ".join(f"{count} × {state}" for state, count in rounds.found.most_common())
             sys.stdout.write(f"{what}: {options.count} kills found {found}; ")
             sys.stdout.write(
@@ -205,25 +226,24 @@ def main() -> None:
     raise SystemExit(faults > 0)
 
 
-def run(what: str, model: Path, folder: Path, *, count: int, seed: int) -> Rounds:
-    """Disturb one of the two commands."""
+def run(what: str, folder: Path, *, count: int, seed: int) -> Rounds:
+    """Disturb one of the commands."""
+    layers = 1 if what in EXPORTED else 3
+    place = folder / f"{layers} layers"
     if what == "compress":
-        return disturb(
-            lambda output: compression(model, output),
-            lambda output: compression(model, output, "--resume"),
-            "tiny", folder / what, count=count, seed=seed,
-        )  # fmt: skip
-    small = folder / "small"
-    if not small.exists():
-        timed(compression(model, small))
-
-    def export(output: Path) -> list[str]:
-        return ["export", str(small), "-o", str(output)]
-
-    def again(output: Path) -> list[str]:
-        return [*export(output), "--resume"]
-
-    return disturb(export, again, EXPORTED[what], folder / what, count=count, seed=seed)
+        first = partial(compression, make_model(place / "model", layers=layers))
+    else:
+        small = place / "small"
+        if not small.exists():
+            timed(compression(make_model(place / "source", layers=layers), small))
+        text = place / "text.txt"
+        first = partial(export, small) if what in EXPORTED else partial(recovery, small, text)
+    if what in EXPORTED:
+        warm_up(first(place / EXPORTED[what]))
+    return disturb(
+        first, lambda output: first(output, "--resume"), EXPORTED.get(what, "tiny"), folder / what,
+        count=count, seed=seed,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a streamed compression holds at once, from shapes alone, and how it is made to fit a limit.
 
-    beside the blocks   the tensors outside them, solving the largest of these
+    beside the blocks   the tensors outside them, the statistics of the widest of these that is
+                        solved, and solving the largest
     in a block          its weights as they are stored and mapped, and in float32 (twice where a
                         method wants the dense model's inputs too), and either running it and
                         gathering the statistics of its widest layer, sums in float64, or these
@@ -13,7 +14,7 @@ the activations between blocks; more of them than that lie on disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,8 @@ from edgesparse.planner import TensorPlan
 # Copies of a weight in float32 while it is solved and packed: scores, order, codes, cells. So many
 # that a block of bench/larger_than_memory.py is foreseen to take what it was seen to take.
 _SOLVE_COPIES = 9
-_WHOLE_COPIES = 4  # of a tensor solved some rows at a time,
+_WHOLE_COPIES = 4  # of a tensor solved some rows at a time: codes and masks, and packing them,
+_DENSE_COPIES = 2  # which takes less without a mask,
 _PIECE_COPIES = 12  # and of those rows
 _SQUARES = 8  # float32 [K, K] beside the statistics: what is factorized, and what is kept of it
 _RUN_COPIES = 3  # of the outputs of a block's layers
@@ -106,6 +108,7 @@ class _Sizes:
     outside: int
     block: int
     statistics: int
+    statistics_outside: int
     gathering: int
     solving: int
     solving_outside: int
@@ -128,17 +131,17 @@ class _Sizes:
         solved = frozenset().union(*needs.values())
         squares = (Statistic.HESSIAN in solved) + (Statistic.DENSE_TARGET in solved)
         factorizes = any(_factorizes(todo[name]) for name in todo)
-        widest = max((matrices[name][1] for name in within), default=0)
+        square = 4 * (squares + (_SQUARES if factorizes else 0))
+        widest = _widest(matrices[name] for name in within)
         twins = 2 if Statistic.DENSE_TARGET in solved else 1
         return cls(
             outside=4 * sum(p.numel() for p in model.parameters() if id(p) not in inside),
             block=max((4 * twins * _numel(b) + _stored(b) for b in blocks), default=0),
-            statistics=4 * widest**2 * (squares + (_SQUARES if factorizes else 0)),
+            statistics=square * widest**2,
+            statistics_outside=square * _widest(matrices[name] for name in beyond) ** 2,
             gathering=4 * widest**2 * (2 * squares + 1),
             solving=4 * max((_solving(todo[n], matrices[n]) for n in within), default=0),
-            solving_outside=4
-            * _WHOLE_COPIES
-            * max((_product(matrices[n]) for n in beyond), default=0),
+            solving_outside=4 * max((_solving(todo[n], matrices[n]) for n in beyond), default=0),
             row=4 * _RUN_COPIES * max((_outputs(block) for block in blocks), default=0),
             hidden=min((matrices[name][1] for name in within), default=0),
         )
@@ -147,7 +150,7 @@ class _Sizes:
         """Return the most held at once when ``rows`` rows run together."""
         running = self.gathering + rows * self.row
         in_block = self.block + max(running, self.statistics + self.solving)
-        return max(self.outside + self.statistics + self.solving_outside, in_block)
+        return max(self.outside + self.statistics_outside + self.solving_outside, in_block)
 
     def words(self) -> str:
         """Say what takes the most."""
@@ -168,8 +171,8 @@ def _solving(planned: TensorPlan, shape: tuple[int, int]) -> int:
     assert planned.spec is not None
     if is_solved_by_rows(planned.rule, planned.spec, shape[1]) is None:
         return _SOLVE_COPIES * _product(shape)
-    piece = min(AT_ONCE, _product(shape))
-    return _WHOLE_COPIES * _product(shape) + _PIECE_COPIES * piece
+    copies = _DENSE_COPIES if planned.spec.name.startswith("dense") else _WHOLE_COPIES
+    return copies * _product(shape) + _PIECE_COPIES * min(AT_ONCE, _product(shape))
 
 
 def _factorizes(planned: TensorPlan) -> bool:
@@ -192,6 +195,11 @@ def _stored(block: nn.Module) -> int:
 
 def _numel(block: nn.Module) -> int:
     return sum(parameter.numel() for parameter in block.parameters())
+
+
+def _widest(shapes: Iterable[tuple[int, int]]) -> int:
+    """Return the most columns."""
+    return max((columns for _, columns in shapes), default=0)
 
 
 def _product(shape: tuple[int, int]) -> int:

@@ -1,6 +1,8 @@
 """Whether there is memory for a compression, worked out from shapes before hours are spent.
 
-``compress`` asks, and the command line asks before it: planning runs the model too.
+``compress`` asks about the plan it carries out, and the command line before that about the plan as
+asked for: measuring what the model minds runs it, and may end in another plan. So these are two
+questions, and the answer to one is no answer to the other.
 """
 
 from __future__ import annotations

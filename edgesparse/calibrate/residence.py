@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgesparse.capture.assemble import place
 from edgesparse.errors import CalibrationError
+from edgesparse.memory import give_back
 from edgesparse.model import TensorInfo
 
 CPU = torch.device("cpu")
@@ -93,6 +94,7 @@ class Streamed(Residence):
                 self._drop(name)
         for module in modules:
             _move_buffers(module, CPU)
+        give_back()
 
     @contextmanager
     def passing(self, model: nn.Module) -> Iterator[None]:

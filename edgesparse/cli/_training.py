@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgesparse.cli._console import Step, remark, verbosity
 
 if TYPE_CHECKING:
+    from edgesparse.recovery.blockwise import BlockProgress
     from edgesparse.recovery.progress import RecoveryProgress
 
 
@@ -23,5 +24,17 @@ def each_step(step: Step, *, says_every: int | None = 1) -> Callable[[RecoveryPr
         step(int(1000 * progress.fraction), 1000)
         if says_every and verbosity().verbose and progress.step % says_every == 0:
             remark(f"step {progress.step}: loss {progress.loss:.4f}")
+
+    return each
+
+
+def each_block(step: Step) -> Callable[[BlockProgress], None]:
+    """Return what block-wise recovery calls after every block: --verbose says its errors."""
+
+    def each(progress: BlockProgress) -> None:
+        step(progress.done, progress.total)
+        if verbosity().verbose:
+            errors = f"{progress.before:.2e} before, {progress.after:.2e} after"
+            remark(f"{progress.block}: relative output error {errors}")
 
     return each

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from edgesparse.cli._console import command_line, show, show_json, working
 from edgesparse.cli._models import open_compressed
@@ -17,10 +20,13 @@ from edgesparse.cli._options import (
     force_option,
     source_option,
 )
-from edgesparse.cli._training import each_step
+from edgesparse.cli._training import each_block, each_step
 from edgesparse.cli.compress import check_free, saved_line
 from edgesparse.errors import UsageError
 from edgesparse.store.space import require_space
+
+if TYPE_CHECKING:
+    from edgesparse.model import CompressedModel
 
 
 @click.command(short_help="Train the kept values against the dense model.")
@@ -34,7 +40,12 @@ from edgesparse.store.space import require_space
     help="Text to train on, or an .npz of arrays named as the model's arguments.",
 )
 @click.option("--minutes", type=float, help="Time allowed.")
-@click.option("--steps", type=int, help="Optimizer steps allowed.")
+@click.option("--steps", type=int, help="Optimizer steps allowed; with --blockwise for each block.")
+@click.option(
+    "--blockwise", is_flag=True,
+    help="Train one block at a time against the dense block: for models too large to train whole.",
+)  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with the blocks of an earlier --blockwise run.")
 @click.option(
     "--validation",
     type=click.Path(path_type=Path),
@@ -71,6 +82,9 @@ from edgesparse.store.space import require_space
     help="Weight of the distance of hidden tensors, 1 say: for encoders and convolutions.",
 )  # fmt: skip
 @click.option("--window", default=512, show_default=True, help="Tokens in a window of text.")
+@click.option(
+    "--windows", default=64, show_default=True, help="Windows of text used in all by --blockwise."
+)
 @click.option("--seed", default=0, show_default=True, help="Decides the windows.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @source_option
@@ -80,17 +94,14 @@ from edgesparse.store.space import require_space
 def recover(
     model: str,
     output: Path,
-    data: Path,
-    minutes: float | None,
     steps: int | None,
-    validation: Path | None,
-    checkpoint: Path | None,
-    gradual: float,
-    noise: float,
+    minutes: float | None,
+    blockwise: bool,
+    windows: int,
+    resume: bool,
+    data: Path,
     lr: float,
     batch: int,
-    accumulate: int,
-    hidden: float,
     window: int,
     seed: int,
     device: str,
@@ -98,6 +109,7 @@ def recover(
     deflate: bool,
     force: bool,
     as_json: bool,
+    **whole: Any,
 ) -> None:
     """Distil the dense model into the compressed MODEL: same patterns and bytes, better values.
 
@@ -105,29 +117,46 @@ def recover(
 
     At least one of --minutes and --steps is needed. What is reported afterwards by evaluate is
     what ships: the recovered values are packed again.
+
+    With --blockwise finished blocks are kept beside the output until it is saved, and what was
+    interrupted goes on with --resume; without, with its --checkpoint.
     """
-    if minutes is None and steps is None:
-        raise UsageError("recover needs a limit: --minutes 10, or --steps 1000")
+    _require_of_kind(("minutes", *whole) if blockwise else ("windows", "resume"), blockwise)
+    if steps is None and (blockwise or minutes is None):
+        limits = "--steps 200, for each block" if blockwise else "--minutes 10, or --steps 1000"
+        raise UsageError(f"recover needs a limit: {limits}")
     started = time.monotonic()
     check_free(output, force=force)
     compressed = open_compressed(model, source)
-    require_space(output, compressed.nbytes)
+    # Finished blocks lie beside the result.
+    require_space(output, (2 if blockwise else 1) * compressed.nbytes)
     from edgesparse.calibrate.team import joined
+    from edgesparse.journal.beside import kept
     from edgesparse.recovery import recover as distil
+    from edgesparse.recovery import recover_blockwise
 
+    options: dict[str, Any] = {
+        "data": data, "steps": steps, "lr": lr, "batch": batch, "window": window, "seed": seed,
+    }  # fmt: skip
     with joined(device) as (team, own_device), working("recovering") as step:
-        recovered = distil(
-            compressed, data=data, minutes=minutes, steps=steps, validation=validation,
-            gradual=gradual, noise=noise, lr=lr, batch=batch, accumulate=accumulate, hidden=hidden,
-            checkpoint=checkpoint, window=window, seed=seed, device=own_device, team=team,
-            progress=each_step(step),
-        )  # fmt: skip
-    if not team.leads:
-        return
-    # What compress measured is no longer true of these values.
-    kept = {k: v for k, v in recovered.metadata.items() if k != "evaluation"}
-    recovered = replace(recovered, metadata={**kept, "command": command_line()})
-    recovered.save(output, force=force, deflated=deflate)
+        if blockwise:
+            if team.size > 1:
+                raise UsageError("--blockwise works in one process; start it without torchrun")
+            with kept(output, team, resume=resume, force=force) as at:
+                recovered = recover_blockwise(
+                    compressed, **options, windows=windows, device=own_device, journal=at.journal,
+                    progress=each_block(step),
+                )  # fmt: skip
+                _save(recovered, output, force=force, deflate=deflate)
+                at.is_saved = True
+        else:
+            recovered = distil(
+                compressed, **options, **whole, minutes=minutes, device=own_device, team=team,
+                progress=each_step(step),
+            )  # fmt: skip
+            if not team.leads:
+                return
+            _save(recovered, output, force=force, deflate=deflate)
     if as_json:
         show_json({"path": str(output), "nbytes": recovered.nbytes})
     else:
@@ -135,3 +164,23 @@ def recover(
         elapsed = time.monotonic() - started
         show(saved_line(output, predicted or recovered.plan.nbytes, elapsed))
         show(f"measure it with: edgesparse evaluate {output} --text …")
+
+
+def _require_of_kind(others: Iterable[str], blockwise: bool) -> None:
+    """Refuse the options of the other kind of training.
+
+    Raises:
+        UsageError: One was given.
+    """
+    context = click.get_current_context()
+    for name in others:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            where = "without" if blockwise else "with"
+            raise UsageError(f"--{name} goes {where} --blockwise")
+
+
+def _save(recovered: CompressedModel, output: Path, *, force: bool, deflate: bool) -> None:
+    """Save the model without what compress measured: it is no longer true of these values."""
+    metadata = {k: v for k, v in recovered.metadata.items() if k != "evaluation"}
+    metadata["command"] = command_line()
+    replace(recovered, metadata=metadata).save(output, force=force, deflated=deflate)

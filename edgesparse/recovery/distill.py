@@ -143,7 +143,10 @@ def recover(
             "batch": batch, "window": window, "patience": patience, "device": target.type,
             "batches a step": accumulate * team.size,
         }  # fmt: skip
-        work = job(compressed, teacher, data=draw, validation=held_out, options=options | more)
+        checked = None if held_out is None else held_out.sha256
+        work = job(
+            compressed, teacher, data=draw.sha256, validation=checked, options=options | more
+        )
         saved = Checkpoint(Path(checkpoint), work, team)
     with team.together():
         history = loop.run(draw, held_out, limits, saved, progress, masks)

@@ -1,4 +1,4 @@
-"""Which job a checkpoint belongs to: everything but the allowance that decides what comes out."""
+"""Which job kept state belongs to: everything but the allowance that decides what comes out."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import torch
 
 from edgesparse.journal.identity import code, source_digest
 from edgesparse.model import CapturedModel, CompressedModel
-from edgesparse.recovery.data import Draw
 
 
 def job(
     compressed: CompressedModel,
     teacher: CapturedModel,
     *,
-    data: Draw,
-    validation: Draw | None,
+    data: str,
+    validation: str | None = None,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the job as JSON values.
@@ -27,15 +26,15 @@ def job(
     Args:
         compressed: What is trained.
         teacher: What it learns from.
-        data: What it is trained on.
-        validation: What it is checked on.
+        data: Digest of what it is trained on.
+        validation: Digest of what it is checked on.
         options: Whatever else the result depends on.
     """
     return {
         "model": {"sha256": packed_digest(compressed)},
         "teacher": {"sha256": source_digest(teacher)},
-        "data": {"sha256": data.sha256},
-        "validation": None if validation is None else {"sha256": validation.sha256},
+        "data": {"sha256": data},
+        "validation": None if validation is None else {"sha256": validation},
         "options": dict(options),
         "code": code(),
     }

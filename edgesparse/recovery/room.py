@@ -14,6 +14,7 @@ _TRAINED = 16 + 1 + 4
 _BUILT = 4 + 1 + 4  # without gradient and moments, which other memory holds
 _SAVED = 4 + 8 + 1  # value, moments, mask
 _BEST = 4 + 1  # the best state by the held-out text, beside them
+_BOTH = 4 + 4  # bytes a parameter: the dense and the decoded model
 
 
 def require_room(
@@ -41,3 +42,16 @@ def require_room(
     if checkpoint is not None:
         # The new state is written beside the one before.
         require_space(checkpoint, 2 * weights * (_SAVED + (_BEST if keeps_best else 0)))
+
+
+def require_both(compressed: CompressedModel) -> None:
+    """Check that there is memory for the two models that block-wise recovery runs.
+
+    Raises:
+        UsageError: There is less.
+    """
+    require_memory(
+        _BOTH * compressed.captured.num_parameters,
+        f"{compressed.captured.name}: the dense and the compressed model in float32",
+        "use a machine with more memory",
+    )

@@ -15,13 +15,15 @@ from edgesparse.model import CapturedModel, CompressedModel
 TOKENS = torch.randint(0, 60, (2000,), generator=torch.Generator().manual_seed(0))
 
 
-def _llama(*, tied: bool = True, layers: int = 3) -> CapturedModel:
+def _llama(
+    *, tied: bool = True, layers: int = 3, inner: int = 48, vocabulary: int = 60
+) -> CapturedModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=60, max_position_embeddings=64,
+        hidden_size=32, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=vocabulary, max_position_embeddings=64,
         tie_word_embeddings=tied,
     )  # fmt: skip
     return es.load(LlamaForCausalLM(config).eval())
@@ -41,7 +43,7 @@ class Nothing(nn.Module):
 
 @pytest.fixture
 def llama() -> Callable[..., CapturedModel]:
-    """Make a random Llama: ``tied`` or not, of so many ``layers``."""
+    """Make a random Llama: ``tied`` or not, of so many ``layers``, of other sizes if wanted."""
     return _llama
 
 

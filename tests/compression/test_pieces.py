@@ -41,6 +41,25 @@ def test_by_rows_the_same_is_chosen(rows: int, columns: int, at_once: int) -> No
     assert error == pytest.approx(expected, rel=1e-5, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    "numbers", [{"scheme": "asymmetric"}, {"scheme": "table", "table_rows": 5}]
+)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 20), (23, 33)])
+def test_zeros_and_tables_are_those_of_their_rows(
+    numbers: dict[str, object], rows: int, columns: int
+) -> None:
+    rule = replace(RTN, group_size=None if "table_rows" in numbers else 16, **numbers)  # type: ignore[arg-type]
+    options = {"group_size": 0 if "table_rows" in numbers else 16, **numbers}
+    spec = FORMATS.get("dense4").spec(pattern=DENSE, **options)  # type: ignore[arg-type]
+    W, statistics = weight(rows, columns), Statistics(columns=columns)
+    whole = solve_tensor("w", W, statistics, rule, spec)
+    with patch.object(pieces, "AT_ONCE", 1):
+        parts = pieces.solve_by_rows("w", W, statistics, rule, spec)
+    assert np.array_equal(whole.decode(), parts.decode())
+    for name in ("zeros", "table"):
+        assert np.array_equal(getattr(whole, name), getattr(parts, name))
+
+
 WANDA = es.Rule(
     bits=4, group_size=16, quantizer="rtn", method="wanda", pattern=es.Pattern(sparsity=0.375)
 )

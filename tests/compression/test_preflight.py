@@ -15,7 +15,7 @@ from edgesparse import memory
 from edgesparse.compression import compress
 from edgesparse.errors import FormatError, UsageError
 from edgesparse.model import CapturedModel
-from edgesparse.recovery import recover
+from edgesparse.recovery import recover, recover_blockwise
 from edgesparse.recovery.room import require_room
 
 Llama = Callable[..., CapturedModel]
@@ -73,6 +73,17 @@ def test_a_recovery_is_refused_by_memory_and_by_room_for_its_state(
     assert asked[0] == asked[1]
     # Twice what is written: values, moments, masks; the best state comes with the first check.
     assert state.stat().st_size * 0.7 < asked[0][1] / 2 < state.stat().st_size * 1.6
+
+
+def test_a_recovery_by_blocks_is_refused_where_both_models_do_not_fit(
+    llama: Llama, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = llama()
+    small = es.compress(captured, es.plan(captured, es.Recipe((RULE,))))
+    has(monkeypatch, 8 * captured.num_parameters - 1)
+    with pytest.raises(UsageError, match=r"the dense and the compressed model in float32 take"):
+        recover_blockwise(small, data=tokens, journal=tmp_path / "journal")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_refuses_a_checkpoint_before_training(

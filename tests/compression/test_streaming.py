@@ -13,8 +13,9 @@ from edgesparse.calibrate.residence import Streamed, outermost_blocks
 from edgesparse.compression import compress
 from edgesparse.errors import CalibrationError, UsageError
 from edgesparse.footprint import LOADED_LATER, fit_in_memory
-from edgesparse.memory import resident_nbytes
+from edgesparse.memory import give_back, resident_nbytes
 from edgesparse.model import CapturedModel, CompressedModel
+from edgesparse.preflight import room_for
 
 Same = Callable[[CompressedModel, CompressedModel], None]
 Llama = Callable[..., CapturedModel]
@@ -59,6 +60,18 @@ def test_one_block_is_in_memory_at_a_time(
     assert 0 < most <= block + rest
 
 
+def test_what_a_block_freed_goes_back_to_the_system(
+    llama: Llama, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, blocks = list[None](), 5
+    monkeypatch.setattr("edgesparse.calibrate.residence.give_back", lambda: given.append(None))
+    run(llama(layers=blocks), tokens, "wanda")
+    assert not given
+    run(llama(layers=blocks), tokens, "wanda", memory_limit=PLENTY)
+    assert len(given) >= blocks
+    give_back()  # there is nothing to give, or no glibc: no error
+
+
 def test_a_limit_that_cannot_be_kept_is_refused_before_work(
     llama: Llama, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -80,6 +93,23 @@ def test_less_memory_means_smaller_batches_and_more_on_disk(llama: Llama) -> Non
     assert sizes[0].batch_size == 8
     assert sizes[1].batch_size < 8
     assert 0 <= sizes[1].activations_nbytes < sizes[0].activations_nbytes  # type: ignore[operator]
+
+
+def test_a_vocabulary_is_not_solved_beside_the_statistics_of_a_blocks_wide_layer(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgesparse.footprint.resident_nbytes", lambda: 0)
+
+    def left(inner: int) -> int | None:
+        captured = llama(vocabulary=60_000, inner=inner)
+        plan = es.plan(captured, es.Recipe((es.Rule(bits=4, group_size=16, quantizer="rtn"),)))
+        room = room_for(
+            captured, plan, device="cpu", window=16, memory_limit=1 << 30, measured=True
+        )
+        return room.activations_nbytes
+
+    # 115 MB for the vocabulary, 17 MB at most for a block; of these 4 MB are statistics.
+    assert left(inner=48) == left(inner=1024)
 
 
 @pytest.mark.parametrize("limit", [0, 100, 10_000, None])

@@ -23,8 +23,9 @@ def rounds(what: str, count: int) -> str:
     return done.stdout
 
 
-def test_a_compression_killed_at_random_moments() -> None:
-    assert "compress: 3 kills found" in rounds("compress", 3)
+@pytest.mark.parametrize("what", ["compress", "recover"])
+def test_layers_and_blocks_killed_at_random_moments(what: str) -> None:
+    assert f"{what}: 3 kills found" in rounds(what, 3)
 
 
 @pytest.mark.slow

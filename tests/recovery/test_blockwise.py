@@ -1,4 +1,8 @@
-"""Block-wise recovery: every block gets closer to the dense one, and says so."""
+"""Block-wise recovery: every block gets closer to the dense one, and says so; it can go on."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,12 +10,13 @@ import torch
 from torch import nn
 
 import edgesparse as es
-from edgesparse.errors import CalibrationError
+from edgesparse.errors import CalibrationError, FormatError, ResumeRefused
 from edgesparse.model import CapturedModel, CompressedModel, TensorKind
 from edgesparse.recovery import BlockProgress, recover_blockwise
 from edgesparse.runtime.modules import build_decoded
 
 TOKENS = torch.randint(0, 60, (2000,), generator=torch.Generator().manual_seed(0))
+SHORT = {"data": TOKENS[:256], "steps": 4, "batch": 8, "windows": 16, "window": 16}
 
 
 def captured() -> CapturedModel:
@@ -25,10 +30,10 @@ def captured() -> CapturedModel:
     return es.load(LlamaForCausalLM(config).eval())
 
 
-def small(model: CapturedModel) -> CompressedModel:
+def small(model: CapturedModel, bits: int = 4, scheme: str = "symmetric") -> CompressedModel:
     rule = es.Rule(
         kind=TensorKind.LINEAR, pattern=es.Pattern(sparsity=0.5), method="magnitude",
-        quantizer="rtn", bits=4, group_size=16,
+        quantizer="rtn", bits=bits, group_size=16, scheme=scheme,
     )  # fmt: skip
     return es.compress(model, es.plan(model, es.Recipe((rule,))))
 
@@ -91,3 +96,111 @@ def test_a_model_that_is_no_chain_is_refused() -> None:
     data = [torch.randn(4, 64)]
     with pytest.raises(CalibrationError, match="no chain of blocks"):
         recover_blockwise(small(model), data=data, steps=1)
+
+
+class Killed(BaseException):
+    """As sudden as a signal: no handler of the library sees it."""
+
+
+def killed_after(count: int) -> Callable[[BlockProgress], None]:
+    def progress(step: BlockProgress) -> None:
+        if step.done == count:
+            raise Killed
+
+    return progress
+
+
+def same(one: CompressedModel, other: CompressedModel) -> None:
+    assert list(one.packed) == list(other.packed)
+    for name, packed in one.packed.items():
+        assert packed.spec == other.packed[name].spec
+        for buffer, value in packed.buffers.items():
+            assert value.tobytes() == other.packed[name].buffers[buffer].tobytes(), (name, buffer)
+    assert one.metadata == other.metadata
+
+
+@pytest.mark.parametrize(
+    ("bits", "scheme"), [(4, "symmetric"), (3, "asymmetric"), (2, "table"), (16, "symmetric")]
+)
+def test_interrupted_after_any_block_it_comes_out_the_same(
+    tmp_path: Path, bits: int, scheme: str
+) -> None:
+    before, seen = small(captured(), bits, scheme), list[BlockProgress]()
+    whole = recover_blockwise(before, **SHORT, progress=seen.append)
+    for count in (1, 2, 3):
+        journal, again = tmp_path / str(count), list[BlockProgress]()
+        with pytest.raises(Killed):
+            recover_blockwise(before, **SHORT, journal=journal, progress=killed_after(count))
+        assert len(list(journal.glob("*.safetensors"))) == count
+        same(whole, recover_blockwise(before, **SHORT, journal=journal, progress=again.append))
+        assert again == seen
+
+
+def test_finished_blocks_are_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = small(captured())
+    whole = recover_blockwise(before, **SHORT, journal=tmp_path)
+
+    def trained(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("edgesparse.recovery.blockwise._optimize", trained)
+    same(whole, recover_blockwise(before, **SHORT, journal=tmp_path))
+
+
+def test_a_block_that_was_damaged_is_trained_again(tmp_path: Path) -> None:
+    before = small(captured())
+    recover_blockwise(before, **SHORT, journal=tmp_path)
+    first, second, _ = sorted(tmp_path.glob("*.safetensors"))
+    first.unlink()
+    content = second.read_bytes()
+    second.unlink()
+    second.write_bytes(content[:-1] + b"\1")
+    same(recover_blockwise(before, **SHORT), recover_blockwise(before, **SHORT, journal=tmp_path))
+
+
+def test_another_job_is_refused_and_the_difference_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = captured()
+    before = small(model)
+    with pytest.raises(Killed):
+        recover_blockwise(before, **SHORT, journal=tmp_path, progress=killed_after(1))
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def refused(words: str, compressed: CompressedModel = before, **changed: object) -> None:
+        with pytest.raises(ResumeRefused, match=f"is of another job: {words} was .* and is"):
+            recover_blockwise(compressed, journal=tmp_path, **(SHORT | changed))
+
+    refused(r"model\.sha256", small(model, 3))
+    weights = {name: value + 1 for name, value in model.weights().items()}
+    refused(r"teacher\.sha256", replace(before, captured=replace(model, weights=lambda: weights)))
+    refused(r"data\.sha256", data=TOKENS[:256].flip(0))
+    refused(r"options\.steps", steps=5)
+    refused(r"options\.lr", lr=2e-3)
+    monkeypatch.setattr(es, "__version__", "0.0.1")
+    refused(r"code\.edgesparse")
+    assert kept == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_full_disk_keeps_the_blocks_that_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgesparse.journal import journal
+
+    before, calls = small(captured()), list[Path]()
+    written = journal.write_tensor_file  # type: ignore[attr-defined]
+
+    def full(path: Path, tensors: object) -> str:
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half of")
+            raise OSError(28, "No space left on device")
+        return written(path, tensors)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(journal, "write_tensor_file", full)
+    with pytest.raises(FormatError, match="No space left on device; finished layers are kept"):
+        recover_blockwise(before, **SHORT, journal=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2  # the journal and one block
+    same(recover_blockwise(before, **SHORT), recover_blockwise(before, **SHORT, journal=tmp_path))
