@@ -25,7 +25,7 @@ from edgesparse.calibrate.replay import Room
 from edgesparse.calibrate.team import Team
 from edgesparse.calibrate.windows import Batch, digest
 from edgesparse.errors import CalibrationError, UsageError
-from edgesparse.journal import Journal, identity
+from edgesparse.journal import Journal, begun_batch, identity
 from edgesparse.layers import LayerRun, Progress
 from edgesparse.memory import peak_nbytes
 from edgesparse.model import CapturedModel, CompressedModel
@@ -85,8 +85,9 @@ def compress(
         raise UsageError("several processes need a journal: a directory that all of them can reach")
     measured, todo = calibration is not None, work_of(plan)
     room = room_for(
-        captured, plan, device=device, window=window, memory_limit=memory_limit, measured=measured
-    )
+        captured, plan, device=device, window=window, memory_limit=memory_limit, measured=measured,
+        at_most=begun_batch(journal),
+    )  # fmt: skip
     model = (captured.loader() if memory_limit is None else streamable(captured)).float().eval()
     disable_cache(model)
     needs = needs_by_module(model, todo, measured=measured)

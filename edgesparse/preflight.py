@@ -38,6 +38,7 @@ def room_for(
     window: int,
     memory_limit: int | None,
     measured: bool,
+    at_most: int | None = None,
 ) -> Footprint:
     """Return how a compression is cut to size.
 
@@ -48,6 +49,7 @@ def room_for(
         window: Tokens in a window.
         memory_limit: Bytes of memory that this process may hold; None holds the whole model.
         measured: Whether there are calibration inputs to measure errors on.
+        at_most: The size of the batches of an earlier run that is gone on with: sums depend on it.
 
     Raises:
         UsageError: The limit cannot be kept, this model cannot be read block by block, or there is
@@ -64,7 +66,9 @@ def room_for(
         return Footprint(batch_size=batch_size)
     model, todo = streamable(captured), work_of(plan)
     needs = needs_by_module(model, todo, measured=measured)
-    return fit_in_memory(model, todo, needs, window, batch_size, memory_limit)
+    return fit_in_memory(
+        model, todo, needs, window, min(batch_size, at_most or batch_size), memory_limit
+    )
 
 
 def streamable(captured: CapturedModel) -> nn.Module:

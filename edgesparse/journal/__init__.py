@@ -5,6 +5,6 @@ lie and what a command does about those it finds.
 """
 
 from edgesparse.journal.identity import first_difference, identity
-from edgesparse.journal.journal import Journal
+from edgesparse.journal.journal import Journal, begun_batch
 
-__all__ = ["Journal", "first_difference", "identity"]
+__all__ = ["Journal", "begun_batch", "first_difference", "identity"]

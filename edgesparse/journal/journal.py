@@ -213,6 +213,24 @@ class Journal:
             )
 
 
+def begun_batch(directory: Path | None) -> int | None:
+    """Return the size of the batches of the job whose journal is there; None without one.
+
+    Raises:
+        FormatError: The journal cannot be read.
+    """
+    path = None if directory is None else directory / NAME
+    if path is None or not path.exists():
+        return None
+    try:
+        lines, _ = _whole_lines(path.read_bytes())
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror or error}") from error
+    options = lines[0].get("options") if lines else None
+    size = options.get("batch_size") if isinstance(options, dict) else None
+    return size if isinstance(size, int) and size > 0 else None
+
+
 def _part_of(line: Fields) -> str:
     part = line.text("part")
     if len(part) != 32 or set(part) - set("0123456789abcdef"):

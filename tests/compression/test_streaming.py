@@ -1,6 +1,7 @@
 """With a memory limit the model is never whole in memory, and the same comes out."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from edgesparse.calibrate.activations import Activations
 from edgesparse.calibrate.residence import Streamed, outermost_blocks
 from edgesparse.compression import compress
 from edgesparse.errors import CalibrationError, UsageError
-from edgesparse.footprint import LOADED_LATER, fit_in_memory
+from edgesparse.footprint import LOADED_LATER, Footprint, fit_in_memory
 from edgesparse.memory import give_back, resident_nbytes
 from edgesparse.model import CapturedModel, CompressedModel
 from edgesparse.preflight import room_for
@@ -39,6 +40,21 @@ def test_the_same_comes_out(
     same(whole, run(captured, tokens, method, memory_limit=PLENTY))
     same(whole, run(captured, tokens, method, memory_limit=PLENTY, journal=tmp_path / "first"))
     same(whole, run(captured, tokens, method, memory_limit=PLENTY, journal=tmp_path / "first"))
+
+
+def test_a_run_is_gone_on_with_in_batches_of_its_own_size(
+    llama: Llama, tokens: torch.Tensor, same: Same, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began with less memory to spare than there is now; sums depend on the batches."""
+    captured, journal = llama(), tmp_path / "journal"
+
+    def narrow(*arguments: object, **options: object) -> Footprint:
+        return replace(room_for(*arguments, **options), batch_size=2)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as then:
+        then.setattr("edgesparse.compression.room_for", narrow)
+        first = run(captured, tokens, "wanda", memory_limit=PLENTY, journal=journal)
+    same(first, run(captured, tokens, "wanda", memory_limit=PLENTY, journal=journal))
 
 
 def test_one_block_is_in_memory_at_a_time(
