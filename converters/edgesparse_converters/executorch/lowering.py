@@ -10,14 +10,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from edgesparse.errors import UsageError
 from edgesparse.model import TensorKind
-from edgesparse.packed import SYMMETRIC, PackedTensor
+from edgesparse.packed import SYMMETRIC, FormatSpec, PackedTensor
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,8 @@ def plan_uses(
         places = [_place(module, alias) for alias in names]
         if choice == "auto":
             is_expert = compressed.captured.by_name[name].kind is TensorKind.EXPERT
-            choice = _automatic(packed, [kind for *_, kind in places], is_expert=is_expert)
+            kinds = [kind for *_, kind in places]
+            choice = automatic(packed.spec, packed.shape, kinds, is_expert=is_expert)
         for owner, attribute, kind in places:
             form, reason = _form(packed, kind, choice)
             uses.append(
@@ -140,16 +141,25 @@ def _place(module: torch.nn.Module, name: str) -> tuple[str, str, str]:
     return owner, attribute, kind
 
 
-def _automatic(packed: PackedTensor, kinds: list[str], *, is_expert: bool) -> str:
-    """Prefer our operator where it saves bytes: sparse, tied, or fewer than 4 bits.
+def automatic(
+    spec: FormatSpec, shape: tuple[int, ...], kinds: Sequence[str], *, is_expert: bool
+) -> str:
+    """Return the choice that ``auto`` makes: our operator where it saves bytes.
 
-    And for experts: XNNPACK would compute those that no token is sent to.
+    That is for sparse weights, tied ones, and those of fewer than 4 bits; and for experts, because
+    XNNPACK would compute those that no token is sent to.
+
+    Args:
+        spec: How the weight is packed.
+        shape: Its shape.
+        kinds: ``Use.kind`` of every place where it is used.
+        is_expert: Whether it is a matrix of an expert.
     """
-    sparse = not packed.spec.name.startswith("dense")
+    sparse = not spec.name.startswith("dense")
     tied = len(kinds) > 1
     if "other" in kinds:
         return "float32" if len(kinds) == 1 else "xnnpack"
-    stock = kinds[0] != "pointwise" and not _xnnpack(packed, kinds[0])[1]
+    stock = kinds[0] != "pointwise" and not _xnnpack(spec, shape, kinds[0])[1]
     return "xnnpack" if stock and not (sparse or tied or is_expert) else "packed"
 
 
@@ -164,12 +174,12 @@ def _form(packed: PackedTensor, kind: str, choice: str) -> tuple[Form, str]:
         return Form.FLOAT32, ""
     if kind == "pointwise":
         return Form.FLOAT32, "XNNPACK has no 4-bit convolutions"
-    return _xnnpack(packed, kind)
+    return _xnnpack(packed.spec, packed.shape, kind)
 
 
-def _xnnpack(packed: PackedTensor, kind: str) -> tuple[Form, str]:
+def _xnnpack(spec: FormatSpec, shape: tuple[int, ...], kind: str) -> tuple[Form, str]:
     """Return the stock form with exactly these numbers, or float32 and why there is none."""
-    spec, (rows, columns) = packed.spec, (packed.shape[0], packed.shape[-1])
+    rows, columns = shape[0], shape[-1]
     if rows * columns == 0:
         return Form.FLOAT32, "it has no elements"
     if spec.bits == 16:
