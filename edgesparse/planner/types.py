@@ -43,6 +43,7 @@ class TensorPlan:
                 "name": tensor.name, "kind": tensor.kind.value, "shape": list(tensor.shape),
                 "dtype": tensor.dtype, "aliases": list(tensor.aliases),
                 "compressible": tensor.compressible, "reason": tensor.reason,
+                "patchwise": tensor.patchwise,
             },
             "rule": self.rule and rule_to_json(self.rule),
             "spec": spec and spec.to_json(),

@@ -50,7 +50,8 @@ class Use:
         tensor: ``TensorInfo.name`` of the packed tensor.
         module: Dotted name of the module that owns it there.
         attribute: Name of the parameter in that module, ``weight``.
-        kind: ``linear``, ``embedding``, ``pointwise`` (a 1x1 convolution) or ``other``.
+        kind: ``linear``, ``embedding``, ``convolution`` (one whose windows do not overlap, see
+            ``edgesparse.pointwise``) or ``other``.
         form: What it becomes.
         reason: Why not the form that was asked for; empty when it is.
     """
@@ -126,7 +127,7 @@ def _place(module: torch.nn.Module, name: str) -> tuple[str, str, str]:
     """Return (owning module, parameter, kind) of a state-dict name."""
     import torch
 
-    from edgesparse.runtime.pointwise import is_pointwise
+    from edgesparse.pointwise import is_patchwise, is_pointwise
 
     owner, _, attribute = name.rpartition(".")
     found = module.get_submodule(owner)
@@ -136,8 +137,8 @@ def _place(module: torch.nn.Module, name: str) -> tuple[str, str, str]:
     # A subclass may scale its output or clip its input: only the plain module is replaced.
     if attribute == "weight" and type(found) is torch.nn.Embedding and found.max_norm is None:
         kind = "embedding"
-    if attribute == "weight" and is_pointwise(found):
-        kind = "pointwise"
+    if attribute == "weight" and (is_pointwise(found) or is_patchwise(found)):
+        kind = "convolution"
     return owner, attribute, kind
 
 
@@ -159,7 +160,7 @@ def automatic(
     tied = len(kinds) > 1
     if "other" in kinds:
         return "float32" if len(kinds) == 1 else "xnnpack"
-    stock = kinds[0] != "pointwise" and not _xnnpack(spec, shape, kinds[0])[1]
+    stock = kinds[0] != "convolution" and not _xnnpack(spec, shape, kinds[0])[1]
     return "xnnpack" if stock and not (sparse or tied or is_expert) else "packed"
 
 
@@ -167,12 +168,15 @@ def _form(packed: PackedTensor, kind: str, choice: str) -> tuple[Form, str]:
     if packed.spec.scheme != SYMMETRIC:
         return Form.FLOAT32, f"neither XNNPACK nor our operators take {packed.spec.scheme} codes"
     if kind == "other":
-        return Form.FLOAT32, "neither a plain linear, embedding nor 1x1 convolution"
+        return (
+            Form.FLOAT32,
+            "neither a plain linear, an embedding, nor a convolution without overlap",
+        )
     if choice == "packed":
         return Form.PACKED, ""
     if choice == "float32":
         return Form.FLOAT32, ""
-    if kind == "pointwise":
+    if kind == "convolution":
         return Form.FLOAT32, "XNNPACK has no 4-bit convolutions"
     return _xnnpack(packed.spec, packed.shape, kind)
 
