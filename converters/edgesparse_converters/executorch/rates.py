@@ -28,15 +28,13 @@ import torch
 from torch import nn
 
 from edgesparse.budget import Budget
-from edgesparse.calibrate import Statistics
 from edgesparse.capture import load
 from edgesparse.model import CapturedModel, CompressedModel, TensorInfo, TensorKind
-from edgesparse.packed import FORMATS, FormatSpec, PackedTensor
+from edgesparse.packed import FormatSpec, PackedTensor
 from edgesparse.pattern import DENSE, Pattern
-from edgesparse.planner.speed import STREAMED_NBYTES
+from edgesparse.planner.speed import COLUMNS, ROWS, STREAMED_NBYTES, random_weight
 from edgesparse.planner.types import Plan, TensorPlan
 from edgesparse.recipe import Rule
-from edgesparse.solve import solve_tensor
 from edgesparse.store.measurements import Measurements, read_measurements, write_measurements
 from edgesparse_converters.executorch.lowering import automatic
 from edgesparse_converters.executorch.native import CACHE_VARIABLE, cache_folder, fingerprint
@@ -47,8 +45,6 @@ VERSION = 1
 """Of the file and of how times are measured: a change of either measures everything anew."""
 
 _log = logging.getLogger(__name__)
-_ROWS, _COLUMNS = 4096, 1024
-_SOLVED_ROWS = 512  # repeated: kernels read all rows alike
 _TIMEOUT = 3600.0
 _WHAT = "rates"
 
@@ -101,7 +97,7 @@ def layer_of(entry: TensorPlan) -> Layer:
         spec, shape, _kinds(entry.tensor), is_expert=entry.tensor.kind is TensorKind.EXPERT
     )
     per_row = spec.group_size >= entry.tensor.matrix_shape[1]
-    group_size = _COLUMNS if per_row else spec.group_size
+    group_size = COLUMNS if per_row else spec.group_size
     return Layer(lowering, replace(spec, group_size=group_size, pattern=_pattern_read(spec)))
 
 
@@ -133,7 +129,7 @@ def measure_rates(layers: Sequence[Layer]) -> list[float]:
         arguments = ["pace", folder, str(len(layers)), str(STREAMED_NBYTES)]
         run_child(arguments, paths[0], _TIMEOUT)
         times = np.load(Path(folder) / "times.npy", allow_pickle=False)
-    return [float(time) / (_ROWS * _COLUMNS) for time in times]
+    return [float(time) / (ROWS * COLUMNS) for time in times]
 
 
 def _export(layer: Layer, path: Path) -> None:
@@ -153,23 +149,16 @@ def _export(layer: Layer, path: Path) -> None:
 
 @lru_cache(maxsize=1)
 def _captured() -> CapturedModel:
-    module = nn.Sequential(nn.Linear(_COLUMNS, _ROWS, bias=False)).eval()
-    return load(module, example_inputs=torch.zeros(1, _COLUMNS))
+    module = nn.Sequential(nn.Linear(COLUMNS, ROWS, bias=False)).eval()
+    return load(module, example_inputs=torch.zeros(1, COLUMNS))
 
 
 def _random(spec: FormatSpec) -> PackedTensor:
-    weight = torch.randn(_SOLVED_ROWS, _COLUMNS, generator=torch.Generator().manual_seed(0))
     rule = Rule(
         bits=spec.bits, group_size=spec.group_size or 128, pattern=spec.pattern,
         method="magnitude", quantizer="rtn",
     )  # fmt: skip
-    codes = solve_tensor("speed", weight, Statistics(columns=_COLUMNS), rule, spec)
-    rows = np.arange(_ROWS) % _SOLVED_ROWS
-    repeated = replace(
-        codes, values=codes.values[rows], scales=codes.scales[rows],
-        keep_mask=codes.keep_mask[rows],
-    )  # fmt: skip
-    return FORMATS.get(spec.name).pack(repeated, pattern=spec.pattern)
+    return random_weight(spec, rule)
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgesparse_converters.executorch.footprint import measure_peak
-from edgesparse_converters.executorch.memory import _loading, memory_of, repacked_nbytes
+from edgesparse_converters.executorch.memory import _loading, _Weights, memory_of, repacked_nbytes
 from edgesparse_converters.executorch.program import read_program
 from edgesparse_converters.executorch.xnnpack import Filter
 
@@ -57,8 +57,9 @@ def test_in_the_file(datatype: str, values: type[np.generic], groups: int, expec
 
 def test_loading_by_hand() -> None:
     """Delegates of 10 and 4 bytes, repacked to 12 and 5: with the first 12 + 10, in the end 17."""
-    assert _loading([(10, 12), (4, 5)]) == 5
-    assert _loading([(4, 5), (10, 12)]) == 10  # 5 + 12 + 10
+    large, small = _Weights(1, 10, 12), _Weights(1, 4, 5)
+    assert _loading([large, small]) == 5
+    assert _loading([small, large]) == 10  # 5 + 12 + 10
     assert _loading([]) == 0
 
 
