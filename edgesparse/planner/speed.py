@@ -22,6 +22,7 @@ from edgesparse_kernels import matmul as kernels
 from edgesparse_kernels.held import for_products
 
 from edgesparse.calibrate import Statistics
+from edgesparse.codes import Codes, table_count
 from edgesparse.errors import UsageError
 from edgesparse.exporters import EXPORTERS, Paced, installed
 from edgesparse.formats.operand import open_matrix
@@ -37,7 +38,11 @@ OWN = "edgesparse"
 STREAMED_NBYTES = 1 << 26
 """Bytes of weights read in turn, so that none of them is still in a cache."""
 
-_ROWS, _COLUMNS = 512, 1024
+ROWS, COLUMNS = 4096, 1024
+"""Of the matrix that is timed: so many weights that what a call from Python costs is little beside
+their product."""
+
+_SOLVED_ROWS = 512  # and repeated: kernels read all rows alike
 _REPEATS = 3
 
 
@@ -128,13 +133,11 @@ def _key(entry: TensorPlan) -> tuple[FormatSpec, Rule]:
 @lru_cache(maxsize=256)
 def _packed_rate(spec: FormatSpec, rule: Rule) -> float:
     """Return nanoseconds a weight."""
-    weight = torch.from_numpy(np.random.default_rng(0).standard_normal((_ROWS, _COLUMNS))).float()
-    codes = solve_tensor("speed", weight, Statistics(columns=_COLUMNS), rule, spec)
-    packed = FORMATS.get(spec.name).pack(codes, pattern=rule.pattern)
+    packed = random_weight(spec, rule)
     count = max(2, STREAMED_NBYTES // packed.nbytes)
     copies = [_copy(packed) for _ in range(count)]
     matrices = [for_products(open_matrix(copy)) for copy in copies]
-    x, out = np.ones((1, _COLUMNS), np.float32), np.empty((1, _ROWS), np.float32)
+    x, out = np.ones((1, COLUMNS), np.float32), np.empty((1, ROWS), np.float32)
     kernels.matmul(x, matrices[0], out=out)  # compiles
     times = []
     for _ in range(_REPEATS):
@@ -142,14 +145,33 @@ def _packed_rate(spec: FormatSpec, rule: Rule) -> float:
         for matrix in matrices:
             kernels.matmul(x, matrix, out=out)
         times.append(time.perf_counter_ns() - began)
-    return min(times) / (count * weight.numel())
+    return min(times) / (count * ROWS * COLUMNS)
+
+
+def random_weight(spec: FormatSpec, rule: Rule) -> PackedTensor:
+    """Return a weight [ROWS, COLUMNS] of Gaussian numbers in a format, for timing products."""
+    gaussian = np.random.default_rng(0).standard_normal((_SOLVED_ROWS, COLUMNS), np.float32)
+    weight, statistics = torch.from_numpy(gaussian), Statistics(columns=COLUMNS)
+    codes = solve_tensor("speed", weight, statistics, rule, spec)
+    return FORMATS.get(spec.name).pack(_repeated(codes), pattern=rule.pattern)
+
+
+def _repeated(codes: Codes) -> Codes:
+    rows = np.arange(ROWS) % len(codes.values)
+    zeros, table = codes.zeros, codes.table
+    if table is not None:
+        table = table[np.arange(table_count(ROWS, codes.table_rows)) % len(table)]
+    return replace(
+        codes, values=codes.values[rows], scales=codes.scales[rows],
+        keep_mask=codes.keep_mask[rows], zeros=None if zeros is None else zeros[rows], table=table,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1)
 def _float_rate() -> float:
     """Return nanoseconds a weight left in float32."""
-    weights = torch.randn(STREAMED_NBYTES // (4 * _ROWS * _COLUMNS), _ROWS, _COLUMNS)
-    x = torch.ones(_COLUMNS)
+    weights = torch.randn(STREAMED_NBYTES // (4 * ROWS * COLUMNS), ROWS, COLUMNS)
+    x = torch.ones(COLUMNS)
     times = []
     for _ in range(_REPEATS):
         began = time.perf_counter_ns()

@@ -13,6 +13,8 @@ from edgesparse.budget import Budget
 from edgesparse.errors import BudgetExceeded, MissingDependency
 from edgesparse.exporters import EXPORTERS, Paced
 from edgesparse.model import CapturedModel
+from edgesparse.packed import FORMATS
+from edgesparse.pattern import DENSE
 from edgesparse.planner import plan, speed, with_patterns
 from edgesparse.planner.candidates import possible
 from edgesparse.planner.types import Plan, TensorPlan
@@ -162,6 +164,23 @@ def test_every_target_is_timed_or_says_that_it_is_not(target, llama, own_rates, 
     else:
         assert made.latency_of == "edgesparse"
         assert f"the runtime of {target} is not timed here" in made.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "table_rows"), [("symmetric", 0), ("asymmetric", 0), ("table", 0), ("table", 48)]
+)
+def test_a_matrix_to_time_in_every_scheme(scheme: str, table_rows: int) -> None:
+    group_size = 0 if scheme == "table" else 128
+    rule = es.Rule(
+        bits=4, group_size=128, scheme=scheme, table_rows=table_rows, method="magnitude",
+        quantizer="rtn",
+    )  # fmt: skip
+    spec = FORMATS.get("dense4").spec(
+        group_size=group_size, pattern=DENSE, scheme=scheme, table_rows=table_rows
+    )
+    packed = speed.random_weight(spec, rule)
+    assert packed.shape == (speed.ROWS, speed.COLUMNS)
+    assert packed.decode().std() == pytest.approx(1, rel=0.05)
 
 
 def test_only_with_a_limit_on_latency_rows_share_a_scale(llama) -> None:
