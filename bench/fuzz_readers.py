@@ -39,12 +39,13 @@ from edgesparse.errors import CorruptPack, EdgesparseError
 from edgesparse.journal import Journal
 from edgesparse.journal.beside import recall, remember
 from edgesparse.model import CapturedModel, CompressedModel
-from edgesparse.planner.measured import VERSION, read_losses
+from edgesparse.planner.measured import VERSION
 from edgesparse.recipe import Recipe
 from edgesparse.search import Point, front_of, read_point
 from edgesparse.store import load, save
 from edgesparse.store.arrays import read_arrays
 from edgesparse.store.manifest import read_manifest
+from edgesparse.store.measurements import read_measurements
 from edgesparse.store.tensorfile import TensorFile
 
 SECONDS = 5
@@ -325,7 +326,7 @@ def losses_reader(path: Path) -> tuple[bytes, Read]:
     path.write_text(json.dumps({"version": VERSION, "losses": losses}))
 
     def read(content: bytes) -> None:
-        if not read_losses(_at(path, content)):
+        if not read_measurements(_at(path, content), "losses", version=VERSION):
             raise CorruptPack("nothing is recalled")
 
     return path.read_bytes(), read

@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from edgesparse.errors import MissingDependency, UsageError
 from edgesparse.model import CompressedModel
 from edgesparse.packed import SYMMETRIC
-from edgesparse.planner.types import Plan
+from edgesparse.planner.types import Plan, TensorPlan
 from edgesparse.registry import Registry
 from edgesparse.verdict import Artifact, Verdict
 
@@ -67,6 +67,28 @@ class Exporter(Protocol):
 
     def run(self, path: Path, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """Execute the artifact once on this host and return its outputs by name."""
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """A row whose runtime is here and can be timed: plans for it count its own products."""
+
+    def product_rates(self, entries: Sequence[TensorPlan]) -> Sequence[float]:
+        """Return how long this host takes for the product of one token with each tensor.
+
+        Measured through the runtime, on what ``export`` writes when it is given no options, with
+        one thread and weights that come from memory.
+
+        Args:
+            entries: Matrices and what is done with them; also as they are, and tied ones.
+
+        Returns:
+            Nanoseconds a weight of the whole matrix, removed ones included, in the same order.
+
+        Raises:
+            MissingTool: Something that the runtime needs cannot be built here.
+            SourceError: The runtime failed.
+        """
 
 
 EXPORTERS: Registry[Exporter] = Registry(

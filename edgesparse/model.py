@@ -47,6 +47,8 @@ class TensorInfo:
         dtype: NumPy-style name of its stored type, ``float16``, ``bfloat16``, ``float32``, …
         compressible: Whether it can be packed as a matrix.
         reason: Why not, in a few words, when it cannot.
+        patchwise: Whether it is the kernel of convolutions that see patches side by side, which
+            are linear layers.
     """
 
     name: str
@@ -56,6 +58,7 @@ class TensorInfo:
     aliases: tuple[str, ...] = ()
     compressible: bool = False
     reason: str = ""
+    patchwise: bool = False
 
     @property
     def numel(self) -> int:

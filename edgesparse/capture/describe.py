@@ -15,6 +15,7 @@ from torch import nn
 from edgesparse.capture.experts import is_unstacked
 from edgesparse.errors import SourceError
 from edgesparse.model import DTYPE_NBYTES, TensorInfo, TensorKind
+from edgesparse.pointwise import is_patchwise
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -53,8 +54,11 @@ def describe(
             )
         names.setdefault(id(tensor), []).append(name)
         tensors[id(tensor)] = tensor
-    uses = _uses(module, uncalled, bypassed)
-    return tuple(_info(names[key], tensor, uses.get(key, [])) for key, tensor in tensors.items())
+    uses, patches = _uses(module, uncalled, bypassed), _patches(module)
+    return tuple(
+        _info(names[key], tensor, uses.get(key, []), patchwise=key in patches)
+        for key, tensor in tensors.items()
+    )
 
 
 def tensor_dtype(name: str, tensor: torch.Tensor) -> str:
@@ -72,7 +76,19 @@ def tensor_dtype(name: str, tensor: torch.Tensor) -> str:
     return dtype
 
 
-def _info(names: list[str], tensor: torch.Tensor, uses: list[Use]) -> TensorInfo:
+def _patches(module: nn.Module) -> set[int]:
+    """Return the kernels, by ``id``, that only convolutions have that see patches side by side."""
+    owners: dict[int, list[bool]] = {}
+    for child in module.modules():
+        for _, tensor in _own_tensors(child):
+            is_kernel = tensor is getattr(child, "weight", None) and is_patchwise(child)
+            owners.setdefault(id(tensor), []).append(is_kernel)
+    return {key for key, kernels in owners.items() if all(kernels)}
+
+
+def _info(
+    names: list[str], tensor: torch.Tensor, uses: list[Use], *, patchwise: bool
+) -> TensorInfo:
     kinds = {kind for kind, _ in uses} - {TensorKind.OTHER}
     kind = TensorKind.OTHER
     if kinds:
@@ -90,6 +106,7 @@ def _info(names: list[str], tensor: torch.Tensor, uses: list[Use]) -> TensorInfo
         aliases=tuple(names[1:]),
         compressible=not reasons,
         reason=reasons[0] if reasons else "",
+        patchwise=patchwise,
     )
 
 

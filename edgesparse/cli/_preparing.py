@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgesparse.budget import Budget
 from edgesparse.cli import _calibration, _job
+from edgesparse.cli._console import working
 from edgesparse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def prepared(
     from edgesparse.recipe import Recipe
     from edgesparse.store.space import require_space
 
-    asked = make_plan(captured, recipe, budget=budget, target=target)
+    with working("planning"):  # timing a runtime takes minutes, once
+        asked = make_plan(captured, recipe, budget=budget, target=target)
     # The journal of the plan, that of its alternative, and the result.
     require_space(output, (3 if asked.dense_alternative else 2) * asked.nbytes)
     room_for(

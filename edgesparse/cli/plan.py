@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgesparse.budget import Budget
-from edgesparse.cli._console import show, show_json
+from edgesparse.cli._console import show, show_json, working
 from edgesparse.cli._options import (
     allow_option,
     budget_option,
@@ -94,7 +94,8 @@ def plan(
         captured, made = way.captured, way.plan
         cut = {"cut": way.words, "cut_loss": way.cut_loss, "whole_loss": way.loss}
     else:
-        made = make_plan(captured, recipe, budget=budget, target=target)
+        with working("planning"):  # timing a runtime takes minutes, once
+            made = make_plan(captured, recipe, budget=budget, target=target)
     if calibration is not None and not cuts_parts:
         sensitivity = _sensitivity(captured, calibration)
         if solve:
@@ -117,7 +118,6 @@ def plan(
 
 
 def _sensitivity(captured: CapturedModel, calibration: Path) -> Sensitivity:
-    from edgesparse.cli._console import working
     from edgesparse.planner.sensitivity import measure_sensitivity
 
     with working("measuring which tensors the model minds") as step:
@@ -131,7 +131,6 @@ def _solved(
     calibration: Path,
     target: str | None,
 ) -> Sensitivity:
-    from edgesparse.cli._console import working
     from edgesparse.planner import default_recipe
     from edgesparse.planner.layer_errors import Passes, measured_rates
 
@@ -150,7 +149,7 @@ def _draw(
     path: Path,
 ) -> None:
     """Draw the front with and without sparsity, and this plan on it."""
-    from edgesparse.cli._console import remark, working
+    from edgesparse.cli._console import remark
     from edgesparse.planner import default_recipe, pareto_front, without_sparsity
     from edgesparse.report.front import plot_front
 

@@ -40,10 +40,22 @@ def worthwhile(entries: Sequence[TensorPlan], sensitivity: Sensitivity) -> dict[
 
 
 def possible(
-    tensor: TensorInfo, rule: Rule | None, formats: frozenset[str] = PORTABLE
+    tensor: TensorInfo,
+    rule: Rule | None,
+    formats: frozenset[str] = PORTABLE,
+    *,
+    by_row: bool = False,
 ) -> Iterator[TensorPlan]:
-    """Yield what the rule allows, with its bytes and without a loss."""
-    for variant in _variants(tensor, rule):
+    """Yield what the rule allows, with its bytes and without a loss.
+
+    Args:
+        tensor: The tensor.
+        rule: What is wanted of it; the fields it leaves open vary.
+        formats: Names of the formats that may be used.
+        by_row: Whether 8-bit codes may have one scale a row, too. That saves next to no bytes, but
+            XNNPACK has kernels for 8 bits only so.
+    """
+    for variant in _variants(tensor, rule, by_row=by_row):
         yield plan_tensor(tensor, variant, formats)
 
 
@@ -71,7 +83,7 @@ def plan_tensor(
     return TensorPlan(tensor=tensor, rule=rule, spec=storage.spec, nbytes=storage.nbytes)
 
 
-def _variants(tensor: TensorInfo, rule: Rule | None) -> Iterator[Rule | None]:
+def _variants(tensor: TensorInfo, rule: Rule | None, *, by_row: bool) -> Iterator[Rule | None]:
     """Yield the rule with every value its adjustable fields may take."""
     if rule is None or not tensor.compressible or not rule.adjustable:
         yield rule
@@ -80,8 +92,11 @@ def _variants(tensor: TensorInfo, rule: Rule | None) -> Iterator[Rule | None]:
     bits = bits if "bits" in rule.adjustable else (rule.bits,)
     grouped = "group_size" in rule.adjustable and rule.scheme != TABLE
     groups = GROUP_SIZES if grouped else (rule.group_size,)
-    for b, group_size, pattern in itertools.product(bits, groups, _patterns(tensor, rule)):
+    patterns = _patterns(tensor, rule)
+    for b, group_size, pattern in itertools.product(bits, groups, patterns):
         yield replace(rule, bits=b, group_size=group_size, pattern=pattern)
+    if by_row and grouped and 8 in bits:
+        yield from (replace(rule, bits=8, group_size=0, pattern=pattern) for pattern in patterns)
 
 
 def _patterns(tensor: TensorInfo, rule: Rule) -> list[Pattern]:

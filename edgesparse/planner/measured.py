@@ -3,18 +3,13 @@
     losses-<key>.json   {"version": 1, "losses": {tensor: {candidate: loss}}}
 
 ``key`` is the SHA-256 of the weights' own bytes and of the calibration inputs, so that a file can
-never be taken for another model's. The file is replaced whole. One that cannot be read is reported
-and measured anew: a cache is never a reason to fail.
+never be taken for another model's; see ``store.measurements``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import secrets
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,17 +17,13 @@ from typing import Self
 import torch
 
 from edgesparse.calibrate.windows import Batch, digest
-from edgesparse.errors import CorruptPack
 from edgesparse.model import CapturedModel
-from edgesparse.store.fields import Fields
-from edgesparse.store.strict_json import parse_object
-
-_log = logging.getLogger(__name__)
+from edgesparse.store.measurements import read_measurements, write_measurements
 
 VERSION = 1
 """Of the file and of how losses are measured: a change of either measures everything anew."""
 
-_MAX_NBYTES = 1 << 26
+_WHAT = "losses"
 
 
 class Measured:
@@ -44,7 +35,7 @@ class Measured:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._losses = {} if path is None else read_losses(path)
+        self._losses = {} if path is None else read_measurements(path, _WHAT, version=VERSION)
         self._is_new = False
 
     @classmethod
@@ -83,7 +74,7 @@ class Measured:
     ) -> None:
         """Write what is new, however the measuring ended."""
         if self._path is not None and self._is_new:
-            _write(self._path, self._losses)
+            write_measurements(self._path, _WHAT, self._losses, version=VERSION)
 
 
 def weights_digest(captured: CapturedModel) -> str:
@@ -94,47 +85,3 @@ def weights_digest(captured: CapturedModel) -> str:
         value = weights[tensor.name].detach().cpu().contiguous().reshape(-1)
         sha.update(value.view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-def read_losses(path: Path) -> dict[str, dict[str, float]]:
-    """Return the losses of a file, {} if there is none or it cannot be used."""
-    try:
-        if path.stat().st_size > _MAX_NBYTES:
-            raise CorruptPack(f"it has {path.stat().st_size} bytes")
-        fields = Fields(parse_object(path.read_bytes(), path.name), path.name)
-        if fields.integer("version") != VERSION:
-            return {}
-        losses = fields.object("losses")
-        return {
-            tensor: {candidate: _finite(own, candidate) for candidate in losses.raw(tensor)}
-            for tensor, own in losses.items()
-        }
-    except FileNotFoundError:
-        return {}
-    except (CorruptPack, OSError) as error:
-        _log.warning(
-            "%s: measured losses cannot be read, so they are measured anew: %s", path, error
-        )
-        return {}
-
-
-def _finite(own: Fields, candidate: str) -> float:
-    value = own.optional_number(candidate)
-    if value is None or value < 0:
-        raise own.wrong(f"the loss of {candidate[:60]!r} is {value}")
-    return value
-
-
-def _write(path: Path, losses: dict[str, dict[str, float]]) -> None:
-    """Replace the file; a disk that refuses is reported and costs only the time to measure."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"version": VERSION, "losses": losses}, allow_nan=False)
-        aside.write_text(text, encoding="ascii")
-        aside.replace(path)
-    except (OSError, ValueError) as error:
-        _log.warning("%s: measured losses cannot be kept: %s", path, error)
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)

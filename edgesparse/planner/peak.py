@@ -134,8 +134,9 @@ def fixed_terms(
 
 
 def is_window(tensor: TensorInfo) -> bool:
-    """Whether a tensor is the weight of a convolution that sees more than one place."""
-    return tensor.kind is TensorKind.CONV and any(size > 1 for size in tensor.shape[2:])
+    """Whether a tensor is the kernel of a convolution with overlapping windows: no linear layer."""
+    is_wide = tensor.kind is TensorKind.CONV and any(size > 1 for size in tensor.shape[2:])
+    return is_wide and not tensor.patchwise
 
 
 def _stretch_nbytes(captured: CapturedModel) -> int:

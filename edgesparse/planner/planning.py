@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from edgesparse.budget import Budget, format_size
 from edgesparse.errors import BudgetExceeded, Unsupported
@@ -134,15 +135,27 @@ def _finish(
         artifact_nbytes=None if target is None else artifact_prediction(target)(entries),
         memory=memory,
         download_nbytes=sum(map(download_nbytes, entries)),
-        latency_ns=_latency_ns(captured, entries) if budget.latency is not None else None,
         loss=sum(expected_loss(entry, sensitivity) for entry in entries) / weights,
+        **(_latency(captured, entries, target) if budget.latency is not None else {}),
     )
 
 
-def _latency_ns(captured: CapturedModel, entries: Sequence[TensorPlan]) -> int:
-    from edgesparse.planner.speed import product_ns
+def _latency(
+    captured: CapturedModel, entries: Sequence[TensorPlan], target: str | None
+) -> dict[str, Any]:
+    """Return the fields of a plan that say how long the products take, and whose they are."""
+    from edgesparse.planner.speed import OWN, products_ns, timed_with
 
-    return sum(product_ns(captured, entry) for entry in entries)
+    timed = timed_with(target)
+    note = (
+        f"latency is of the products of edgesparse's own kernels on this machine: the runtime of "
+        f"{target} is not timed here"
+    )
+    return {
+        "latency_ns": sum(products_ns(captured, entries, target)),
+        "latency_of": timed,
+        "notes": (note,) if target is not None and timed == OWN else (),
+    }
 
 
 def _unused(recipe: Recipe, captured: CapturedModel) -> list[str]:

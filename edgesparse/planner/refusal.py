@@ -37,6 +37,10 @@ def refusal(limit: Limit, smallest: Smallest, *, target: str | None) -> BudgetEx
     )[:_NAMED]
     named = ", ".join(f"{entry.tensor.name} {limit.said(nbytes)}" for nbytes, entry in largest)
     of_what = f" of the {target} file" if target and limit.name == "file" else ""
+    if limit.name == "latency":
+        from edgesparse.planner.speed import timed_with
+
+        of_what = f" with products by {timed_with(target)}, here"
     lines = [
         f"the budget cannot be met: {limit.name} {limit.said(limit.nbytes)}, smallest reachable "
         f"{limit.said(limit.smallest_nbytes)}{of_what}",

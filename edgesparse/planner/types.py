@@ -43,6 +43,7 @@ class TensorPlan:
                 "name": tensor.name, "kind": tensor.kind.value, "shape": list(tensor.shape),
                 "dtype": tensor.dtype, "aliases": list(tensor.aliases),
                 "compressible": tensor.compressible, "reason": tensor.reason,
+                "patchwise": tensor.patchwise,
             },
             "rule": self.rule and rule_to_json(self.rule),
             "spec": spec and spec.to_json(),
@@ -107,6 +108,9 @@ class Plan:
         memory: The parts of the predicted peak memory; empty if not predicted.
         download_nbytes: Predicted bytes of the weights as they are sent, compressed.
         latency_ns: Predicted time of the products of one token; None without a limit on it.
+        latency_of: Whose products these are: the target whose runtime was timed here, or
+            ``edgesparse`` for the kernels of this package; None without a limit, and in plans
+            from before it was said.
         loss: Predicted loss: relative output error, averaged over the weights; 0 when nothing is
             packed.
         notes: What the planner changed or wants said.
@@ -122,6 +126,7 @@ class Plan:
     memory: tuple[MemoryTerm, ...] = ()
     download_nbytes: int | None = None
     latency_ns: int | None = None
+    latency_of: str | None = None
     loss: float = 0.0
     notes: tuple[str, ...] = ()
     dense_alternative: Plan | None = field(default=None, repr=False)
@@ -135,6 +140,12 @@ class Plan:
     def file_nbytes(self) -> int:
         """Bytes that count against ``budget.file``."""
         return self.nbytes if self.artifact_nbytes is None else self.artifact_nbytes
+
+    @property
+    def latency_name(self) -> str:
+        """What ``latency_ns`` is, for people."""
+        whose = f" by {self.latency_of}" if self.latency_of else ""
+        return f"products of one token{whose}, here"
 
     @property
     def bits_per_weight(self) -> float:
@@ -160,6 +171,7 @@ class Plan:
             "peak_nbytes": self.peak_nbytes,
             "download_nbytes": self.download_nbytes,
             "latency_ns": self.latency_ns,
+            "latency_of": self.latency_of,
             "loss": self.loss,
             "notes": list(self.notes),
             "dense_alternative": None if alternative is None else alternative.to_json(),
@@ -183,6 +195,7 @@ class Plan:
                 memory=tuple(MemoryTerm(**term) for term in data["memory"]),
                 download_nbytes=data.get("download_nbytes"),
                 latency_ns=data.get("latency_ns"),
+                latency_of=data.get("latency_of"),
                 loss=float(data["loss"]),
                 notes=tuple(data["notes"]),
                 dense_alternative=None if alternative is None else cls.from_json(alternative),
@@ -215,7 +228,7 @@ class Plan:
         if self.download_nbytes is not None:
             lines.append(f"download {format_size(self.download_nbytes)}")
         if self.latency_ns is not None:
-            lines.append(f"products of one token {format_duration(self.latency_ns)}")
+            lines.append(f"{self.latency_name} {format_duration(self.latency_ns)}")
         if self.dense_alternative is not None:
             other = self.dense_alternative
             lines.append(

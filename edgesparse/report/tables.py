@@ -153,7 +153,7 @@ def plan_totals(plan: Plan) -> Table:
         table.add_row("weights as they are sent", download, _limit(plan.budget.download))
     if plan.latency_ns is not None and plan.budget.latency is not None:
         table.add_row(
-            "products of one token, here", format_duration(plan.latency_ns),
+            plan.latency_name, format_duration(plan.latency_ns),
             format_duration(plan.budget.latency),
         )  # fmt: skip
     if plan.peak_nbytes is not None or plan.budget.peak is not None:

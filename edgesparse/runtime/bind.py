@@ -14,7 +14,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from edgesparse.runtime.pointwise import at_every_place, is_pointwise
+from edgesparse.pointwise import at_every_place, is_pointwise
 
 
 class Payload(Protocol):

@@ -37,6 +37,10 @@ class Fields:
             raise _wrong(f"{self._where}.{key}", "true or false", value)
         return value
 
+    def optional_boolean(self, key: str) -> bool | None:
+        """Return true or false, or None for null."""
+        return None if self._value.get(key) is None else self.boolean(key)
+
     def integer(self, key: str) -> int:
         """Return an integer from 0 to 2**62."""
         return _integer(self._value.get(key), f"{self._where}.{key}")

@@ -159,6 +159,7 @@ def _tensor_to_json(
         "dtype": tensor.dtype,
         "compressible": tensor.compressible,
         "reason": tensor.reason,
+        "patchwise": tensor.patchwise,
         "packed": None if packed is None else _packed_to_json(packed, streams),
         "error": error if math.isfinite(error) else None,
     }
@@ -217,6 +218,7 @@ def _read_tensor(entry: Fields) -> TensorInfo:
         aliases=entry.texts("aliases"),
         compressible=entry.boolean("compressible"),
         reason=entry.text("reason"),
+        patchwise=entry.optional_boolean("patchwise") or False,
     )
 
 

@@ -69,6 +69,7 @@ def plan_from_json(fields: Fields, tensors: Mapping[str, TensorInfo], *, depth: 
         ),
         download_nbytes=fields.optional_integer("download_nbytes"),
         latency_ns=fields.optional_integer("latency_ns"),
+        latency_of=fields.optional_text("latency_of"),
         loss=fields.optional_number("loss") or 0.0,
         notes=fields.texts("notes"),
         dense_alternative=None

@@ -8,9 +8,9 @@ from torch import nn
 
 import edgesparse
 from edgesparse.pattern import Pattern
+from edgesparse.pointwise import is_pointwise
 from edgesparse.recipe import Recipe, Rule
 from edgesparse.runtime.modules import build_decoded, build_exportable, build_packed
-from edgesparse.runtime.pointwise import is_pointwise
 
 RECIPE = Recipe((Rule(bits=4, group_size=32, pattern=Pattern(sparsity=0.6)),))
 POINTWISE = [

@@ -3,13 +3,16 @@
 ``run PATH METHOD FOLDER CALLS``      in{i}.npz -> out{i}.npz
 ``profile PATH METHOD FOLDER RUNS``   in0.npz -> events.etdp
 ``time PATH METHOD FOLDER RUNS THREADS``   in0.npz -> times.npy, ms: loading, then each run
+``pace FOLDER COUNT NBYTES``          {i}.pte -> times.npy, ns: one run of each, weights from memory
 ``speak PATH``                        tokens on stdin -> logits on stdout; see ``speaking``
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +27,10 @@ from edgesparse_converters.executorch.program import read_program
 
 if TYPE_CHECKING:
     from executorch.runtime import Program
+
+
+# Over all copies of a program that is timed: a few tenths of a second, for the one least disturbed.
+_PASSES = 20
 
 
 def run(path: str, method: str, folder: str, calls: str) -> None:
@@ -67,6 +74,34 @@ def time_runs(path: str, method: str, folder: str, runs: str, threads: str) -> N
         loaded.execute(inputs)
         times.append(time.perf_counter() - began)
     np.save(Path(folder) / "times.npy", 1e3 * np.array([moments[1] - moments[0], *times]))
+
+
+def pace(folder: str, count: str, nbytes: str) -> None:
+    """Time one run of each program, on one thread and with weights that are in no cache."""
+    from executorch.extension.pybindings import portable_lib
+
+    portable_lib._unsafe_reset_threadpool(1)
+    paths = [Path(folder) / f"{i}.pte" for i in range(int(count))]
+    np.save(Path(folder) / "times.npy", [_streamed_ns(path, int(nbytes)) for path in paths])
+
+
+def _streamed_ns(path: Path, nbytes: int) -> float:
+    """Return the time of one run, taken over copies of the file that are ``nbytes`` together.
+
+    What the runtime repacks it repacks for each, so that every run reads weights of its own.
+    """
+    count = max(2, -(-nbytes // path.stat().st_size))
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        copies = [Path(shutil.copyfile(path, Path(folder) / f"{i}.pte")) for i in range(count)]
+        methods = [load_program(copy).load_method("forward") for copy in copies]
+        inputs = [torch.ones(methods[0].metadata.input_tensor_meta(0).sizes())]
+        passes = []
+        for _ in range(_PASSES):
+            began = time.process_time_ns()  # not what other processes take in between
+            for method in methods:
+                method.execute(inputs)
+            passes.append(time.process_time_ns() - began)
+    return min(passes[1:]) / count  # the first touches every page; it does not count
 
 
 def speak(path: str) -> None:
@@ -146,6 +181,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "profile": profile,
     "time": time_runs,
+    "pace": pace,
     "speak": speak,
 }
 

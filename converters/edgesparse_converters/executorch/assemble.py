@@ -16,11 +16,17 @@ from torch import Tensor, nn
 from edgesparse.batchnorm import absorb
 from edgesparse.errors import Unsupported
 from edgesparse.packed import Codes, PackedTensor, matrix_shape
+from edgesparse.pointwise import is_patchwise, is_pointwise
 from edgesparse.runtime.modules import build_decoded
 from edgesparse_converters.executorch.arithmetic import DynamicLinear, PackedReference
 from edgesparse_converters.executorch.embedding import QuantizedEmbedding
 from edgesparse_converters.executorch.lowering import Form, Use
-from edgesparse_converters.executorch.operators import PackedEmbedding, PackedLinear, Pointwise
+from edgesparse_converters.executorch.operators import (
+    PackedEmbedding,
+    PackedLinear,
+    Patchwise,
+    Pointwise,
+)
 from edgesparse_converters.executorch.quiet import quiet
 from edgesparse_converters.executorch.routing import route_experts
 
@@ -109,7 +115,7 @@ def _exported(owner: nn.Module, use: Use, packed: PackedTensor, *, activations: 
         if isinstance(owner, nn.Embedding):
             return PackedEmbedding(packed)
         linear = PackedLinear(packed, _bias(owner), activations_for(packed, activations))
-        return _at_every_place(owner, linear)
+        return _in_place_of(owner, linear)
     if isinstance(owner, nn.Embedding):
         return QuantizedEmbedding(packed.codes)
     setattr(owner, use.attribute, nn.Parameter(xnnpack_weight(packed.codes, use.name), False))
@@ -123,7 +129,7 @@ def _reference(owner: nn.Module, use: Use, packed: PackedTensor, *, activations:
         return DynamicLinear(torch.from_numpy(packed.decode()), _bias(owner))
     if use.form is Form.PACKED:
         wanted = activations_for(packed, activations)
-        return _at_every_place(owner, PackedReference(packed.codes, _bias(owner), wanted))
+        return _in_place_of(owner, PackedReference(packed.codes, _bias(owner), wanted))
     return owner
 
 
@@ -134,9 +140,11 @@ def activations_for(packed: PackedTensor, wanted: str) -> str:
     return wanted if spec.bits != 16 and quads and spec.group_size <= 65536 else "float32"
 
 
-def _at_every_place(owner: nn.Module, linear: nn.Module) -> nn.Module:
-    """Return ``linear`` in the place of ``owner``, which may be a 1x1 convolution."""
-    if isinstance(owner, nn.Conv1d | nn.Conv2d):
+def _in_place_of(owner: nn.Module, linear: nn.Module) -> nn.Module:
+    """Return ``linear`` in the place of ``owner``, which may be a convolution that is one."""
+    if is_patchwise(owner):
+        return Patchwise(linear, tuple(owner.kernel_size))
+    if is_pointwise(owner):
         return Pointwise(linear, tuple(owner.stride))
     return linear
 

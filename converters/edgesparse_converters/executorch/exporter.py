@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgesparse.executing import LanguageModel, Timing
     from edgesparse.model import CompressedModel
-    from edgesparse.planner.types import Plan
+    from edgesparse.planner.types import Plan, TensorPlan
     from edgesparse_converters.executorch.lowering import Use
 
 
@@ -208,6 +208,12 @@ class ExecutorchExporter:
             raise Unsupported(f"{path.name}: a Core ML delegate is timed on Apple's systems only")
         what = "forward, one token" if "prefill" in program.methods else "forward"
         return measure(path, zeros(program, "forward"), what=what, runs=runs, threads=threads)
+
+    def product_rates(self, entries: Sequence[TensorPlan]) -> Sequence[float]:
+        """Time the products with these tensors; see ``edgesparse.exporters.Paced``."""
+        from edgesparse_converters.executorch.rates import product_rates
+
+        return product_rates(entries)
 
     def run(
         self, path: Path, inputs: Mapping[str, NDArray[Any]], *, method: str = "forward"

@@ -10,14 +10,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from edgesparse.errors import UsageError
 from edgesparse.model import TensorKind
-from edgesparse.packed import SYMMETRIC, PackedTensor
+from edgesparse.packed import SYMMETRIC, FormatSpec, PackedTensor
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,8 @@ class Use:
         tensor: ``TensorInfo.name`` of the packed tensor.
         module: Dotted name of the module that owns it there.
         attribute: Name of the parameter in that module, ``weight``.
-        kind: ``linear``, ``embedding``, ``pointwise`` (a 1x1 convolution) or ``other``.
+        kind: ``linear``, ``embedding``, ``convolution`` (one whose windows do not overlap, see
+            ``edgesparse.pointwise``) or ``other``.
         form: What it becomes.
         reason: Why not the form that was asked for; empty when it is.
     """
@@ -93,7 +94,8 @@ def plan_uses(
         places = [_place(module, alias) for alias in names]
         if choice == "auto":
             is_expert = compressed.captured.by_name[name].kind is TensorKind.EXPERT
-            choice = _automatic(packed, [kind for *_, kind in places], is_expert=is_expert)
+            kinds = [kind for *_, kind in places]
+            choice = automatic(packed.spec, packed.shape, kinds, is_expert=is_expert)
         for owner, attribute, kind in places:
             form, reason = _form(packed, kind, choice)
             uses.append(
@@ -125,7 +127,7 @@ def _place(module: torch.nn.Module, name: str) -> tuple[str, str, str]:
     """Return (owning module, parameter, kind) of a state-dict name."""
     import torch
 
-    from edgesparse.runtime.pointwise import is_pointwise
+    from edgesparse.pointwise import is_patchwise, is_pointwise
 
     owner, _, attribute = name.rpartition(".")
     found = module.get_submodule(owner)
@@ -135,21 +137,30 @@ def _place(module: torch.nn.Module, name: str) -> tuple[str, str, str]:
     # A subclass may scale its output or clip its input: only the plain module is replaced.
     if attribute == "weight" and type(found) is torch.nn.Embedding and found.max_norm is None:
         kind = "embedding"
-    if attribute == "weight" and is_pointwise(found):
-        kind = "pointwise"
+    if attribute == "weight" and (is_pointwise(found) or is_patchwise(found)):
+        kind = "convolution"
     return owner, attribute, kind
 
 
-def _automatic(packed: PackedTensor, kinds: list[str], *, is_expert: bool) -> str:
-    """Prefer our operator where it saves bytes: sparse, tied, or fewer than 4 bits.
+def automatic(
+    spec: FormatSpec, shape: tuple[int, ...], kinds: Sequence[str], *, is_expert: bool
+) -> str:
+    """Return the choice that ``auto`` makes: our operator where it saves bytes.
 
-    And for experts: XNNPACK would compute those that no token is sent to.
+    That is for sparse weights, tied ones, and those of fewer than 4 bits; and for experts, because
+    XNNPACK would compute those that no token is sent to.
+
+    Args:
+        spec: How the weight is packed.
+        shape: Its shape.
+        kinds: ``Use.kind`` of every place where it is used.
+        is_expert: Whether it is a matrix of an expert.
     """
-    sparse = not packed.spec.name.startswith("dense")
+    sparse = not spec.name.startswith("dense")
     tied = len(kinds) > 1
     if "other" in kinds:
         return "float32" if len(kinds) == 1 else "xnnpack"
-    stock = kinds[0] != "pointwise" and not _xnnpack(packed, kinds[0])[1]
+    stock = kinds[0] != "convolution" and not _xnnpack(spec, shape, kinds[0])[1]
     return "xnnpack" if stock and not (sparse or tied or is_expert) else "packed"
 
 
@@ -157,19 +168,22 @@ def _form(packed: PackedTensor, kind: str, choice: str) -> tuple[Form, str]:
     if packed.spec.scheme != SYMMETRIC:
         return Form.FLOAT32, f"neither XNNPACK nor our operators take {packed.spec.scheme} codes"
     if kind == "other":
-        return Form.FLOAT32, "neither a plain linear, embedding nor 1x1 convolution"
+        return (
+            Form.FLOAT32,
+            "neither a plain linear, an embedding, nor a convolution without overlap",
+        )
     if choice == "packed":
         return Form.PACKED, ""
     if choice == "float32":
         return Form.FLOAT32, ""
-    if kind == "pointwise":
+    if kind == "convolution":
         return Form.FLOAT32, "XNNPACK has no 4-bit convolutions"
-    return _xnnpack(packed, kind)
+    return _xnnpack(packed.spec, packed.shape, kind)
 
 
-def _xnnpack(packed: PackedTensor, kind: str) -> tuple[Form, str]:
+def _xnnpack(spec: FormatSpec, shape: tuple[int, ...], kind: str) -> tuple[Form, str]:
     """Return the stock form with exactly these numbers, or float32 and why there is none."""
-    spec, (rows, columns) = packed.spec, (packed.shape[0], packed.shape[-1])
+    rows, columns = shape[0], shape[-1]
     if rows * columns == 0:
         return Form.FLOAT32, "it has no elements"
     if spec.bits == 16:

@@ -69,7 +69,7 @@ def build() -> Path:
             f"the sources of the native kernels are not at {SOURCES}: they are part of the "
             "repository, not of the wheel; build them there with `make native`"
         )
-    target = cache_folder() / f"libedgesparse_executorch-{_fingerprint()}.so"
+    target = cache_folder() / f"libedgesparse_executorch-{fingerprint()}.so"
     if target.exists():
         return target
     for tool in ("cmake", os.environ.get("CXX", "c++")):
@@ -100,7 +100,7 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "edgesparse"
 
 
-def _fingerprint() -> str:
+def fingerprint() -> str:
     """Return a digest of everything the library is built from."""
     digest = hashlib.sha256(str(package_folder()).encode())
     for path in sorted(SOURCES.rglob("*")):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from edgesparse.formats.operand import DTYPES
 from edgesparse.packed import FORMATS, Codes, PackedTensor
 from edgesparse.pattern import DENSE
+from edgesparse.pointwise import at_every_patch, at_every_place
 from edgesparse.runtime.arguments import PackedArguments, packed_arguments
-from edgesparse.runtime.pointwise import at_every_place
 from edgesparse_converters.executorch.arithmetic import packed_linear
 
 LINEAR = "edgesparse::linear.activations_out"
@@ -129,6 +129,23 @@ class Pointwise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[B, outputs, ...]`` for ``[B, inputs, ...]``."""
         return at_every_place(self.linear, x, self.stride)
+
+
+class Patchwise(nn.Module):
+    """A convolution whose kernel is its stride as a linear layer at every patch.
+
+    Args:
+        linear: Takes ``[..., inputs * prod(kernel)]``, returns ``[..., outputs]``.
+        kernel: Size of a patch along each dimension after the channels.
+    """
+
+    def __init__(self, linear: nn.Module, kernel: tuple[int, ...]) -> None:
+        super().__init__()
+        self.linear, self.kernel = linear, kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, outputs, ...]`` for ``[B, inputs, ...]``."""
+        return at_every_patch(self.linear, x, self.kernel)
 
 
 class PackedEmbedding(_Packed):

@@ -44,6 +44,13 @@ class Filter:
     values: NDArray[np.int8] | NDArray[np.float32] = field(repr=False)
     scales: NDArray[np.float32] = field(repr=False)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        width = 2 if self.datatype == "qbint4" else 4
+        codes = self.values.nbytes // 2 if self.datatype.endswith("int4") else self.values.nbytes
+        return codes + width * self.scales.size
+
 
 def graphs(program: Program, method: str) -> Iterator[dict[str, Any]]:
     """Yield the graph of every XNNPACK delegate of a method, as JSON values.
@@ -67,17 +74,27 @@ def graphs(program: Program, method: str) -> Iterator[dict[str, Any]]:
 
 def filters(program: Program, method: str) -> Iterator[Filter]:
     """Yield every constant weight in the XNNPACK delegates of a method, in order."""
+    for of in filters_by_delegate(program, method):
+        yield from of
+
+
+def filters_by_delegate(program: Program, method: str) -> Iterator[Iterator[Filter]]:
+    """Yield the constant weights of every XNNPACK delegate of a method, in order."""
     for graph in graphs(program, method):
-        values = {}
-        for value in graph["xvalues"]:
-            union = value["xvalue_union"]
-            tensor = union.get("tensor_value", union)
-            values[tensor["id_out"]] = (tensor, union.get("quant_params"))
-        for node in graph["xnodes"]:
-            if node["xnode_union_type"] in _WITH_FILTER:
-                tensor, quantization = values[node["xnode_union"]["filter_id"]]
-                if tensor["constant_buffer_idx"]:
-                    yield _filter(program, graph, node["xnode_union_type"], tensor, quantization)
+        yield _filters(program, graph)
+
+
+def _filters(program: Program, graph: dict[str, Any]) -> Iterator[Filter]:
+    values = {}
+    for value in graph["xvalues"]:
+        union = value["xvalue_union"]
+        tensor = union.get("tensor_value", union)
+        values[tensor["id_out"]] = (tensor, union.get("quant_params"))
+    for node in graph["xnodes"]:
+        if node["xnode_union_type"] in _WITH_FILTER:
+            tensor, quantization = values[node["xnode_union"]["filter_id"]]
+            if tensor["constant_buffer_idx"]:
+                yield _filter(program, graph, node["xnode_union_type"], tensor, quantization)
 
 
 def _filter(

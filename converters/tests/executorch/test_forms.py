@@ -93,7 +93,7 @@ def test_the_stock_forms(zoo: CompressedModel, tmp_path: Path) -> None:
     assert "2-bit codes stored in 4 bits, the same numbers" in notes
     assert "no 8-bit weights in groups" in notes
     assert "50 columns do not divide" in notes
-    assert "neither a plain linear, embedding nor 1x1 convolution" in notes
+    assert "neither a plain linear, an embedding, nor a convolution without overlap" in notes
 
     verdict = validate(artifact, zoo)
     assert verdict.ok, verdict
