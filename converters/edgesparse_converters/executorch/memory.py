@@ -30,7 +30,7 @@ from edgesparse_converters.executorch.program import Program
 from edgesparse_converters.executorch.xnnpack import Filter, filters_by_delegate, graphs
 
 # Measured around programs of 2 to 111 MB, with our operators, and with XNNPACK in 4 and 32 bits:
-# with these the dirty memory of five programs is within 1 % of what the system counts.
+# with these the dirty memory of five programs is within 2 % of what the system counts.
 _VALUE_NBYTES = 200
 _DELEGATE_NBYTES = 5_500
 _FILTER_NBYTES = 7_400  # XNNPACK's operator around a weight
