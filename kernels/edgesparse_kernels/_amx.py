@@ -139,28 +139,21 @@ def clear_sums(typing, isa, number):
     return _answer(isa, emit, number)
 
 
-@intrinsic(prefer_literal=True)
-def load_sums(typing, isa, number, at):
-    """Take the sums ``number`` from int32 [16, 16] at an address."""
+def _with_memory(name):
+    """Return an intrinsic of (isa, number of sums, a constant, address of int32 [16, 16])."""
 
-    def emit(builder, _, at):
-        stride = ir.Constant(I64, _STRIDE)
-        sums = _register(number.literal_value)
-        return _do(builder, "tileloadd64", sums, _pointer(builder, at), stride)
+    @intrinsic(prefer_literal=True)
+    def move(typing, isa, number, at):
+        def emit(builder, _, at):
+            sums, stride = _register(number.literal_value), ir.Constant(I64, _STRIDE)
+            return _do(builder, name, sums, _pointer(builder, at), stride)
 
-    return _answer(isa, emit, number, address)
+        return _answer(isa, emit, number, address)
+
+    return move
 
 
-@intrinsic(prefer_literal=True)
-def store_sums(typing, isa, number, at):
-    """Write the sums ``number`` to an address."""
-
-    def emit(builder, _, at):
-        stride = ir.Constant(I64, _STRIDE)
-        sums = _register(number.literal_value)
-        return _do(builder, "tilestored64", sums, _pointer(builder, at), stride)
-
-    return _answer(isa, emit, number, address)
+load_sums, store_sums = _with_memory("tileloadd64"), _with_memory("tilestored64")
 
 
 @intrinsic(prefer_literal=True)
