@@ -6,9 +6,9 @@ int8 or 16-bit activations the integers are exact and the same on every processo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from threading import get_ident
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,10 @@ from edgesparse_kernels.layout import quads
 from edgesparse_kernels.matrix import PackedMatrix
 from edgesparse_kernels.structured import StructuredMatrix
 
+if TYPE_CHECKING:
+    from edgesparse_kernels.dispatch import Call
+
 AnyMatrix = PackedMatrix | StructuredMatrix
-Product = Callable[[NDArray[np.float32], NDArray[np.float32]], None]
 
 MAX_ROWS = 64  # whose digits and sums are held at once
 _FLOAT32 = np.dtype(np.float32)
@@ -85,7 +87,7 @@ def _multiply(
     known[1](x, out)
 
 
-def _product(matrix: AnyMatrix, kind: Activations, rows: int, threads: int) -> Product:
+def _product(matrix: AnyMatrix, kind: Activations, rows: int, threads: int) -> Call:
     """Return the product by the kernels there are for the matrix and this processor."""
     from edgesparse_kernels import dispatch
 
