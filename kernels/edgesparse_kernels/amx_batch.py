@@ -183,9 +183,7 @@ def on_tiles(isa, m, planes, batch, blocks, scratch, thread, out, first, last):
     at, at_high = scratch.streams[thread, 0], scratch.streams[thread, 1]
     before = begin_tiles(isa, cells)
     for tile in range(first, last):
-        begin_streams(m, tile, m.codes, m.offsets, 2 if m.bits == 3 else m.bits, at)
-        if m.bits == 3:
-            begin_streams(m, tile, m.codes_high, m.offsets_high, 1, at_high)
+        begin_streams(m, tile, at, at_high)
         for row in range(batch):
             store_floats(acc + 64 * row, no_floats())
         group, quad, stop, quads = 0, 0, _stop(m, 0, 0), min(m.groups * size, m.quads)

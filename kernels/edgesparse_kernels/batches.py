@@ -113,9 +113,7 @@ def integer_batch(isa, m, planes, batch, digits, scratch, thread, out, first, la
     at, at_high = scratch.streams[thread, 0], scratch.streams[thread, 1]
     offset = np.int32(-(1 << (m.bits - 1)))
     for tile in range(first, last):
-        begin_streams(m, tile, m.codes, m.offsets, 2 if m.bits == 3 else m.bits, at)
-        if m.bits == 3:
-            begin_streams(m, tile, m.codes_high, m.offsets_high, 1, at_high)
+        begin_streams(m, tile, at, at_high)
         for row in range(batch):
             store_floats(acc_at + 64 * row, no_floats())
         for group in range(m.groups):
@@ -171,9 +169,7 @@ def float_batch(isa, m, batch, x_padded, scratch, thread, out, first, last):
     at, at_high = scratch.streams[thread, 0], scratch.streams[thread, 1]
     offset = np.float32(1 << (m.bits - 1))
     for tile in range(first, last):
-        begin_streams(m, tile, m.codes, m.offsets, 2 if m.bits == 3 else m.bits, at)
-        if m.bits == 3:
-            begin_streams(m, tile, m.codes_high, m.offsets_high, 1, at_high)
+        begin_streams(m, tile, at, at_high)
         for row in range(batch):
             store_floats(acc_at + 64 * row, no_floats())
         for group in range(m.groups):

@@ -183,9 +183,7 @@ def decode_chunk(isa, m, numbers, tile, group, quad, count, at, at_high, lanes, 
 @jit
 def begin_tile(m, numbers, tile, at, at_high, begins):
     """Point the streams at a tile, and its 16 rows at their tables."""
-    begin_streams(m, tile, m.codes, m.offsets, 2 if m.bits == 3 else m.bits, at)
-    if m.bits == 3:
-        begin_streams(m, tile, m.codes_high, m.offsets_high, 1, at_high)
+    begin_streams(m, tile, at, at_high)
     _, _, table_rows, size = numbers
     for row in range(16):
         real = min(16 * tile + row, m.rows - 1)

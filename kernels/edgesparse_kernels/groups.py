@@ -106,12 +106,20 @@ def _decode_quarters(isa, m, mask_row, at, quad, count, width, lanes):
 
 
 @jit
-def begin_streams(m, tile, codes, offsets, width, at):
+def _begin_plane(m, tile, codes, offsets, width, at):
     """Point every stream of a plane at the tile's first byte."""
     begin = codes + tile * (64 * m.quads * width // 8)
     if not m.is_dense:
         begin = codes + load_u32(offsets + 4 * tile)
     at[:] = begin
+
+
+@jit
+def begin_streams(m, tile, at, at_high):
+    """Point the streams of both planes at the tile's first bytes; only 3 bits have a second."""
+    _begin_plane(m, tile, m.codes, m.offsets, 2 if m.bits == 3 else m.bits, at)
+    if m.bits == 3:
+        _begin_plane(m, tile, m.codes_high, m.offsets_high, 1, at_high)
 
 
 @jit_into
@@ -176,9 +184,7 @@ def decode_tiles(isa, m, scratch, thread, out, first, last):
     at, at_high = scratch.streams[thread, 0], scratch.streams[thread, 1]
     offset = all_floats(np.float32(1 << (m.bits - 1)))
     for tile in range(first, last):
-        begin_streams(m, tile, m.codes, m.offsets, 2 if m.bits == 3 else m.bits, at)
-        if m.bits == 3:
-            begin_streams(m, tile, m.codes_high, m.offsets_high, 1, at_high)
+        begin_streams(m, tile, at, at_high)
         rows = min(16, m.rows - 16 * tile)
         for group in range(m.groups):
             scales = load_halves(m.scales + 32 * (tile * m.groups + group))

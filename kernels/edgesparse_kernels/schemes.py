@@ -146,9 +146,7 @@ def _multiply_integer(isa, m, zeros, planes, x, threads, scratch, out):
         acc = np.int64(scratch.acc[thread].ctypes.data)
         at, at_high = scratch.streams[thread, 0], scratch.streams[thread, 1]
         for tile in range(tiles * thread // threads, tiles * (thread + 1) // threads):
-            begin_streams(m, tile, m.codes, m.offsets, 2 if m.bits == 3 else m.bits, at)
-            if m.bits == 3:
-                begin_streams(m, tile, m.codes_high, m.offsets_high, 1, at_high)
+            begin_streams(m, tile, at, at_high)
             for row in range(batch):
                 store_floats(acc + 64 * row, no_floats())
             for group in range(m.groups):
