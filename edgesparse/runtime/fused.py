@@ -5,14 +5,17 @@ The step reads the packed bytes of the model; only tensors that were kept are he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from edgesparse_kernels import _isa, _jit, attention, decoder, tiles
+from edgesparse_kernels import _isa, _jit, attention, calls, decoder, tiles
 from edgesparse_kernels.activations import Activations
+from edgesparse_kernels.crew import Crew
 from edgesparse_kernels.gather import room_nbytes
+from edgesparse_kernels.layout import empty
 from edgesparse_kernels.matmul import embedding
 from edgesparse_kernels.matrix import PackedMatrix
 from edgesparse_kernels.structured import StructuredMatrix
@@ -34,7 +37,7 @@ class FusedOptions:
 
     Attributes:
         activations: INT16, which is nearly exact, or INT8.
-        threads: How many threads share each product.
+        threads: How many threads share each product, the heads and the gated units.
         byte_cache: Whether keys and values are kept as int8, a quarter of the memory.
     """
 
@@ -76,10 +79,9 @@ class FusedStep:
         self._shape = shape_of(module, capacity, byte_cache=options.byte_cache)
         self._weights, self._held = read_weights(module, self._shape)
         self._cache = _cache(self._shape)
-        self._room = self._make_room()
         self._position = 0
         self._logits = np.empty(int(self._weights.matrices[-1, 0]), np.float32)
-        self._run = self._compile()
+        self._crew = Crew(options.threads, self._compile)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return logits of shape (vocabulary,) after ``tokens``, int64 of shape (1, new).
@@ -93,22 +95,26 @@ class FusedStep:
                 f"{self._position + len(ids)} positions, room for {self._shape.capacity}"
             )
         embedded = self._embed(ids)
-        with _jit.workers(self._options.threads):
-            for i, row in enumerate(embedded):
-                wanted = self._logits if i + 1 == len(ids) else self._logits[:0]
-                self._run(*self._fixed, self._position, self._room, row, wanted)
-                self._position += 1
+        for i, row in enumerate(embedded):
+            wanted = self._logits if i + 1 == len(ids) else self._logits[:0]
+            self._crew(self._position, row, wanted)
+            self._position += 1
         return torch.from_numpy(self._logits)
 
-    def _compile(self) -> Any:
-        own = self._options
-        self._fixed = (
-            _isa.best(), self._shape, self._weights, self._cache, own.activations.planes,
-            own.threads,
-        )  # fmt: skip
-        run = decoder.step if own.threads == 1 else decoder.step_parallel
-        row = np.empty(self._shape.hidden, np.float32)
-        return _jit.entry(run, *self._fixed, self._position, self._room, row, self._logits)
+    def _compile(self, meeting: int) -> Callable[..., int]:
+        """Return the step of a thread; it knows nothing of ``self``, which its threads outlive."""
+        threads, planes = self._options.threads, self._options.activations.planes
+        fixed = (_isa.best(), self._shape, self._weights, self._cache, planes)
+        places = [decoder.Place(thread, threads, meeting) for thread in range(threads)]
+        rooms, row = self._rooms(), np.empty(self._shape.hidden, np.float32)
+        compiled = _jit.entry(decoder.step, *fixed, places[0], 0, 0, rooms[0], row, self._logits)
+
+        def step(thread: int, turn: int, position: int, row: Floats, logits: Floats) -> int:
+            own = places[thread], turn, position, rooms[thread]
+            next_turn: int = compiled(*fixed, *own, row, logits)
+            return next_turn
+
+        return step
 
     def _embed(self, ids: NDArray[np.int64]) -> Floats:
         """Return the rows of the embedding, float32 [tokens, hidden]."""
@@ -127,39 +133,54 @@ class FusedStep:
             known = payload.__dict__["_matrix"] = open_matrix(payload.packed)
         return known
 
-    def _make_room(self) -> decoder.Room:
-        shape, planes = self._shape, self._options.activations.planes
-        matrices, layers = self._weights.matrices, self._weights.layers
-        quads, groups = int(matrices[:, 5].max()), int(matrices[:, 4].max())
+    def _rooms(self) -> list[decoder.Room]:
+        """Return the room of each thread."""
+        first = self._room()
+        shared = {name: getattr(first, name) for name in decoder.SHARED}
+        others = range(1, self._options.threads)
+        return [first, *(self._room()._replace(**shared) for _ in others)]
+
+    def _room(self) -> decoder.Room:
+        shape, layers = self._shape, self._weights.layers
         inner, experts, met = (int(layers[:, i].max()) for i in (1, 2, 3))
-        threads, at_once = self._options.threads, max(3, met)
-        scratch = tiles.Scratch(
-            digits=np.zeros((at_once, planes * 4 * quads), np.int8),
-            scales=np.zeros((at_once, groups), np.float32),
-            sums=np.zeros((at_once, planes * groups), np.int32),
-            lanes=np.empty((threads, 64 * tiles.CHUNK + 64), np.uint8),
-            streams=np.empty((threads, 2, 8), np.int64),
-            totals=np.empty((threads, planes + 3, 16), np.int32),
-            acc=np.empty((threads, 1, 16), np.float32),
-        )
-        attended = shape.heads * shape.head_dim
-        sizes = {
-            "normed": shape.hidden,
-            "added": met * shape.hidden,
-            "projected": attended + 2 * shape.kv_heads * shape.head_dim,
-            "attended": attended,
-            "gated": met * 2 * inner,
-            "scores": shape.capacity,
-            "routed": -(-experts // 16) * 16,
-            "shares": met,
-        }
+        attended, at_once = shape.heads * shape.head_dim, max(3, met)
         return decoder.Room(
-            **{name: np.zeros(size, np.float32) for name, size in sizes.items()},
+            projected=_floats(attended + 2 * shape.kv_heads * shape.head_dim),
+            attended=_floats(attended),
+            added=_floats(met * shape.hidden),
+            gated=_floats(met * 2 * inner),
+            hidden=_floats(shape.hidden),
+            normed=_floats(shape.hidden),
+            scores=_floats(shape.capacity),
+            routed=_floats(-(-experts // 16) * 16),
+            shares=_floats(met),
             chosen=np.zeros((2, met), np.int64),
             rows=np.zeros(at_once, np.int64),
-            packed=np.empty((threads, room_nbytes(quads, groups, planes)), np.int8),
-            scratch=scratch,
+            **self._for_products(at_once),
         )
+
+    def _for_products(self, at_once: int) -> dict[str, Any]:
+        """Return what a thread needs for products of ``at_once`` rows of digits, one by one."""
+        planes, matrices = self._options.activations.planes, self._weights.matrices
+        quads, groups = int(matrices[:, 5].max()), int(matrices[:, 4].max())
+        shapes = calls.scratch_shapes(quads, groups, planes, 1, 1)
+        scratch = tiles.Scratch(
+            digits=empty((at_once, planes * 4 * quads), np.int8),
+            scales=empty((at_once, groups), np.float32),
+            sums=empty((at_once, planes * groups), np.int32),
+            lanes=empty(shapes[3], np.uint8),
+            streams=empty(shapes[4], np.int64),
+            totals=empty(shapes[5], np.int32),
+            acc=empty(shapes[6], np.float32),
+        )
+        return {"packed": empty((room_nbytes(quads, groups, planes),), np.int8), "scratch": scratch}
+
+
+def _floats(count: int) -> Floats:
+    """Return zeros that have their cache lines to themselves."""
+    found: Floats = empty((count,), np.float32)
+    found[:] = 0
+    return found
 
 
 def _cache(shape: attention.Shape) -> attention.Cache:

@@ -33,15 +33,11 @@ def _digest() -> str:
 _DIGEST = _digest()
 
 
-def _stamped(function: Callable[P, R], suffix: str = "", **names: object) -> Callable[P, R]:
-    """Return the same function under the name by which numba's cache will know it.
-
-    ``names`` are globals that it sees instead of, or beside, those of its module.
-    """
+def _stamped(function: Callable[P, R], suffix: str = "") -> Callable[P, R]:
+    """Return the same function under the name by which numba's cache will know it."""
     assert isinstance(function, FunctionType)
     name = f"{function.__name__}{suffix}"
-    known = {**function.__globals__, **names} if names else function.__globals__
-    copy = FunctionType(function.__code__, known, name)
+    copy = FunctionType(function.__code__, function.__globals__, name)
     copy.__qualname__, copy.__module__ = f"{name}_{_DIGEST}", function.__module__
     copy.__doc__ = function.__doc__
     return copy
@@ -115,20 +111,6 @@ def inlined(function: Callable[P, R]) -> Callable[P, R]:
         function
     )
     return compiled
-
-
-def twice(
-    function: Callable[P, R], name: str, other: object
-) -> tuple[Callable[P, R], Callable[P, R]]:
-    """Compile one function twice: as it is, and with its global ``name`` standing for ``other``."""
-
-    def compile_(stamped: Callable[P, R]) -> Callable[P, R]:
-        compiled: Callable[P, R] = njit(
-            cache=True, nogil=True, boundscheck=False, error_model="numpy"
-        )(stamped)
-        return compiled
-
-    return compile_(_stamped(function)), compile_(_stamped(function, "_parallel", **{name: other}))
 
 
 def by_isa(choose: Callable[[Any], Any]) -> Any:

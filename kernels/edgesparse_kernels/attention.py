@@ -197,25 +197,28 @@ def _attend(shape, cache, layer, head, count, query, scores, out):
 
 
 @jit
-def mix(shape, turns, head_norms, cache, layer, position, projected, attended, scores):
+def _turn_head(shape, turns, norm, at):
+    """Give a head its norm, if heads have norms, and its position."""
+    if shape.head_norms:
+        norm_at = np.int64(norm.ctypes.data)
+        normalize(at, shape.head_dim, norm_at, np.float32(shape.epsilon), at)
+    _rotate(at, shape.head_dim, turns)
+
+
+@jit
+def mix(shape, turns, head_norms, cache, layer, position, heads, projected, attended, scores):
     """From projected queries, keys and values to what attention makes of them, by address.
 
-    ``turns`` are cosines and sines of the position, ``head_norms`` an array [2 layers, head_dim].
+    ``turns`` are cosines and sines of the position, ``head_norms`` an array [2 layers, head_dim],
+    ``heads`` the first and the end of the heads of keys and values to do, with their queries.
     """
-    size = 4 * shape.head_dim
+    size, shared = 4 * shape.head_dim, shape.heads // shape.kv_heads
     keys = projected + size * shape.heads
     values = keys + size * shape.kv_heads
-    for head in range(shape.heads + shape.kv_heads):
-        at = projected + size * head
-        if shape.head_norms:
-            norm = head_norms[2 * layer + (1 if head >= shape.heads else 0)]
-            norm_at = np.int64(norm.ctypes.data)
-            normalize(at, shape.head_dim, norm_at, np.float32(shape.epsilon), at)
-        _rotate(at, shape.head_dim, turns)
-    for head in range(shape.kv_heads):
-        _remember(shape, cache, layer, head, position, keys + size * head, values + size * head)
-    shared = shape.heads // shape.kv_heads
-    for head in range(shape.heads):
-        at = size * head
-        of = head // shared
-        _attend(shape, cache, layer, of, position + 1, projected + at, scores, attended + at)
+    for of in range(heads[0], heads[1]):
+        _turn_head(shape, turns, head_norms[2 * layer + 1], keys + size * of)
+        _remember(shape, cache, layer, of, position, keys + size * of, values + size * of)
+        for head in range(shared * of, shared * (of + 1)):
+            query, out = projected + size * head, attended + size * head
+            _turn_head(shape, turns, head_norms[2 * layer], query)
+            _attend(shape, cache, layer, of, position + 1, query, scores, out)

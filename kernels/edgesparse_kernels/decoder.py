@@ -3,6 +3,10 @@
 Norms, rotary positions, attention over the cache, gated units and all products run without
 returning to Python (Touvron et al. 2023, 2302.13971). Heads may have norms of their own (Qwen 3),
 projections may have biases, gated units may be a mixture of experts (Mixtral, Qwen 3 MoE).
+
+Several threads take a step together. Each has the hidden values to itself and computes norms,
+digits and routes for itself, which takes less time than waiting for another thread's; of products,
+heads and gated units it computes its share, and all meet before anyone reads what was shared.
 """
 
 from __future__ import annotations
@@ -10,11 +14,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from edgesparse_kernels._floats import divide, exp
-from edgesparse_kernels._jit import inlined, jit, serial_and_parallel, twice
+from edgesparse_kernels._jit import inlined, jit
 from edgesparse_kernels._simd import (
     add_f,
     all_floats,
@@ -27,6 +30,7 @@ from edgesparse_kernels._simd import (
     subtract_f,
 )
 from edgesparse_kernels.attention import mix, normalize
+from edgesparse_kernels.crew import meet
 from edgesparse_kernels.gather import GatherOperand, gather_tiles
 from edgesparse_kernels.mixture import add_shares, float_rows, route
 from edgesparse_kernels.tiled import one_row
@@ -60,19 +64,21 @@ class Weights(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Room to work in: float32 vectors, and for products that of their kernels.
+    """Room for one thread to work in: float32 vectors, and for products that of their kernels.
 
-    normed [hidden], projected [(heads + 2 kv_heads) head_dim], attended [heads * head_dim], scores
-    [capacity]; for ``met`` experts of a token added [met * hidden], gated [met * 2 inner], shares
-    [met]; routed [experts rounded up to 16]; chosen int64 [2, met] matrices, rows int64 [max(3,
-    met)] of the scratch; packed int8 [threads, ``gather.room_nbytes``].
+    The same arrays for all threads (``SHARED``): projected [(heads + 2 kv_heads) head_dim],
+    attended [heads * head_dim], and for ``met`` experts of a token added [met * hidden], gated
+    [met * 2 inner]. A thread's own: hidden and normed [hidden], scores [capacity], routed [experts
+    rounded up to 16], shares [met], chosen int64 [2, met] matrices, rows int64 [max(3, met)] of
+    the scratch, packed int8 [``gather.room_nbytes``].
     """
 
-    normed: NDArray[np.float32]
-    added: NDArray[np.float32]
     projected: NDArray[np.float32]
     attended: NDArray[np.float32]
+    added: NDArray[np.float32]
     gated: NDArray[np.float32]
+    hidden: NDArray[np.float32]
+    normed: NDArray[np.float32]
     scores: NDArray[np.float32]
     routed: NDArray[np.float32]
     shares: NDArray[np.float32]
@@ -80,6 +86,17 @@ class Room(NamedTuple):
     rows: NDArray[np.int64]
     packed: NDArray[np.int8]
     scratch: Scratch
+
+
+SHARED = "projected", "attended", "added", "gated"
+
+
+class Place(NamedTuple):
+    """One of the threads that take a step together: its number, theirs, where they meet."""
+
+    thread: int
+    threads: int
+    meeting: int
 
 
 @jit
@@ -119,56 +136,60 @@ def _from_row(scratch, row):
     )  # fmt: skip
 
 
+@jit
+def _share(count, place):
+    """Return the first and the end of a thread's share of ``count`` things."""
+    return count * place.thread // place.threads, count * (place.thread + 1) // place.threads
+
+
 @inlined
-def _share(isa, matrices, chosen, planes, x, apart, out, rows, packed, scratch, thread, threads):
-    """Compute a thread's rows of the chosen products; results follow each other at ``out``."""
-    for i in range(len(chosen)):
-        numbers = matrices[chosen[i]]
-        m = _operand(numbers)
-        tiles = (m.rows + 15) // 16
-        begin, end = tiles * thread // threads, tiles * (thread + 1) // threads
-        mine = _from_row(scratch, rows[i])
-        digits = np.int64(mine.digits.ctypes.data)
-        if numbers[FLOATS_AT]:
-            last = min(16 * end, m.rows)
-            float_rows(numbers[FLOATS_AT], m.columns, x + apart * i, out, 16 * begin, last)
-        elif numbers[LAYOUT_AT]:
-            at, g = np.int64(packed[thread].ctypes.data), _structured(numbers)
-            gather_tiles(isa, g, planes, digits, mine.scales[0], at, out, begin, end)
-        else:
-            one_row(isa, m, planes, digits, mine, thread, out, begin, end)
-        bias = numbers[BIAS_AT]
-        if bias:
-            for row in range(16 * begin, min(16 * end, m.rows)):
-                store_float(out + 4 * row, load_float(out + 4 * row) + load_float(bias + 4 * row))
-        out += 4 * m.rows
-
-
-def _products(isa, matrices, chosen, planes, x, apart, out, rows, packed, scratch, threads):
-    """Multiply the matrices ``chosen`` by activations that lie ``apart`` bytes from each other.
-
-    If that is 0 they are the same, and digits are made once for equal groups.
-    """
-    for i in range(len(chosen)):
-        m = _operand(matrices[chosen[i]])
-        rows[i] = i
-        if i and not apart and matrices[chosen[i - 1], 3] == m.group_size:
-            rows[i] = rows[i - 1]
-        if rows[i] == i and m.groups:
-            at = x + apart * i
-            quantize(m, planes, at, scratch.digits[i], scratch.scales[i], scratch.sums[i])
-    for thread in prange(threads):
-        _share(isa, matrices, chosen, planes, x, apart, out, rows, packed, scratch, thread, threads)
-
-
-products, products_parallel = serial_and_parallel(_products)
+def _product(isa, numbers, planes, digits, x, out, room, place):
+    """Compute a thread's rows of one product, by digits or, of float weights, from ``x``."""
+    m = _operand(numbers)
+    first, end = _share((m.rows + 15) // 16, place)
+    at = np.int64(digits.digits.ctypes.data)
+    if numbers[FLOATS_AT]:
+        float_rows(numbers[FLOATS_AT], m.columns, x, out, 16 * first, min(16 * end, m.rows))
+    elif numbers[LAYOUT_AT]:
+        packed = np.int64(room.packed.ctypes.data)
+        gather_tiles(
+            isa, _structured(numbers), planes, at, digits.scales[0], packed, out, first, end
+        )
+    else:
+        one_row(isa, m, planes, at, digits, 0, out, first, end)
+    bias = numbers[BIAS_AT]
+    if bias:
+        for row in range(16 * first, min(16 * end, m.rows)):
+            store_float(out + 4 * row, load_float(out + 4 * row) + load_float(bias + 4 * row))
 
 
 @jit
-def _gate(gated, inner):
-    """``silu(gate) * up`` in the place of the gate (Shazeer, 2002.05202)."""
+def _products(isa, matrices, chosen, planes, x, apart, out, room, place):
+    """Multiply the matrices ``chosen`` by activations that lie ``apart`` bytes from each other.
+
+    If that is 0 they are the same, and digits are made once for equal groups. Results follow each
+    other at ``out``.
+    """
+    rows, scratch = room.rows, room.scratch
+    for i in range(len(chosen)):
+        numbers = matrices[chosen[i]]
+        m, at = _operand(numbers), x + apart * i
+        rows[i] = i
+        if i and not apart and matrices[chosen[i - 1], 3] == m.group_size:
+            rows[i] = rows[i - 1]
+        elif m.groups:
+            quantize(m, planes, at, scratch.digits[i], scratch.scales[i], scratch.sums[i])
+        digits = _from_row(scratch, rows[i])
+        _product(isa, numbers, planes, digits, at, out, room, place)
+        out += 4 * m.rows
+
+
+@jit
+def _gate(gated, inner, place):
+    """``silu(gate) * up`` in the place of a thread's share of the gate (Shazeer, 2002.05202)."""
     one = all_floats(np.float32(1))
-    for k in range(0, 4 * inner, 64):
+    first, end = _share(inner // 16, place)
+    for k in range(64 * first, 64 * end, 64):
         gate, up = load_floats(gated + k), load_floats(gated + 4 * inner + k)
         below = add_f(one, exp(subtract_f(no_floats(), gate)))
         store_floats(gated + k, multiply(divide(gate, below), up))
@@ -180,49 +201,76 @@ def _add(x, more, count):
         store_floats(x + k, add_f(load_floats(x + k), load_floats(more + k)))
 
 
-def _step(isa, shape, weights, cache, planes, threads, position, room, x, logits):
-    """Read the token whose embedding is ``x`` [hidden] at ``position``; x is used up.
+@jit
+def _attend(isa, shape, weights, cache, planes, layer, position, turn, room, place):
+    """Add to the hidden values what attention says of a layer; return the next turn."""
+    hidden, normed = np.int64(room.hidden.ctypes.data), np.int64(room.normed.ctypes.data)
+    projected, attended = np.int64(room.projected.ctypes.data), np.int64(room.attended.ctypes.data)
+    added, first = np.int64(room.added.ctypes.data), weights.layers[layer, 0]
+    norm = np.int64(weights.norms[2 * layer].ctypes.data)
+    normalize(hidden, shape.hidden, norm, np.float32(shape.epsilon), normed)
+    some = weights.order[first : first + 3]
+    _products(isa, weights.matrices, some, planes, normed, 0, projected, room, place)
+    turn = meet(place.meeting, turn, place.threads)
+    turns, scores = (
+        np.int64(weights.rotary[position].ctypes.data),
+        np.int64(room.scores.ctypes.data),
+    )
+    heads, norms = _share(shape.kv_heads, place), weights.head_norms
+    mix(shape, turns, norms, cache, layer, position, heads, projected, attended, scores)
+    turn = meet(place.meeting, turn, place.threads)
+    some = weights.order[first + 3 : first + 4]
+    _products(isa, weights.matrices, some, planes, attended, 0, added, room, place)
+    turn = meet(place.meeting, turn, place.threads)
+    _add(hidden, added, shape.hidden)
+    return turn
 
-    ``logits`` [vocabulary] of what follows are written unless it is empty.
+
+@jit
+def _think(isa, shape, weights, planes, layer, turn, room, place):
+    """Add to the hidden values what the gated units of a layer say; return the next turn."""
+    hidden, normed = np.int64(room.hidden.ctypes.data), np.int64(room.normed.ctypes.data)
+    gated, added = np.int64(room.gated.ctypes.data), np.int64(room.added.ctypes.data)
+    table, order, own = weights.matrices, weights.order, weights.layers[layer]
+    first, inner, experts, met = own[0], own[1], own[2], own[3]
+    norm = np.int64(weights.norms[2 * layer + 1].ctypes.data)
+    normalize(hidden, shape.hidden, norm, np.float32(shape.epsilon), normed)
+    if experts:
+        route(table[first + 4], FLOATS_AT, normed, first + 5, met, own[4], room)
+        up, down = room.chosen[0, :met], room.chosen[1, :met]
+    else:
+        up, down = order[first + 4 : first + 6], order[first + 6 : first + 7]
+    _products(isa, table, up, planes, normed, 0, gated, room, place)
+    turn = meet(place.meeting, turn, place.threads)
+    for i in range(met):
+        _gate(gated + 8 * inner * i, inner, place)
+    turn = meet(place.meeting, turn, place.threads)
+    _products(isa, table, down, planes, gated, 8 * inner, added, room, place)
+    turn = meet(place.meeting, turn, place.threads)
+    if experts:
+        add_shares(hidden, added, room.shares, met, shape.hidden)
+    else:
+        _add(hidden, added, shape.hidden)
+    return turn
+
+
+@jit
+def step(isa, shape, weights, cache, planes, place, turn, position, room, x, logits):
+    """Take a thread's part in reading the token whose embedding is ``x`` [hidden] at ``position``.
+
+    ``logits`` [vocabulary] of what follows are written unless it is empty; they are whole when any
+    of the threads returns. ``turn`` is how often they have met, and what is returned is how often
+    then. On one thread nobody is met.
     """
-    epsilon, hidden = np.float32(shape.epsilon), shape.hidden
-    x_at, added = np.int64(x.ctypes.data), np.int64(room.added.ctypes.data)
-    normed, projected = np.int64(room.normed.ctypes.data), np.int64(room.projected.ctypes.data)
-    attended, gated = np.int64(room.attended.ctypes.data), np.int64(room.gated.ctypes.data)
-    scores, table, order = np.int64(room.scores.ctypes.data), weights.matrices, weights.order
-    work = room.rows, room.packed, room.scratch  # in parts: no tuple of tuples reaches threads
+    room.hidden[:] = x
     for layer in range(shape.layers):
-        own = weights.layers[layer]
-        first, inner, experts, met = own[0], own[1], own[2], own[3]
-        norm = np.int64(weights.norms[2 * layer].ctypes.data)
-        normalize(x_at, hidden, norm, epsilon, normed)
-        some = order[first : first + 3]
-        products(isa, table, some, planes, normed, 0, projected, *work, threads)
-        turns = np.int64(weights.rotary[position].ctypes.data)
-        mix(shape, turns, weights.head_norms, cache, layer, position, projected, attended, scores)
-        some = order[first + 3 : first + 4]
-        products(isa, table, some, planes, attended, 0, added, *work, threads)
-        _add(x_at, added, hidden)
-        norm = np.int64(weights.norms[2 * layer + 1].ctypes.data)
-        normalize(x_at, hidden, norm, epsilon, normed)
-        if experts:
-            route(table[first + 4], FLOATS_AT, normed, first + 5, met, own[4], room)
-            up, down = room.chosen[0, :met], room.chosen[1, :met]
-        else:
-            up, down = order[first + 4 : first + 6], order[first + 6 : first + 7]
-        products(isa, table, up, planes, normed, 0, gated, *work, threads)
-        for i in range(met):
-            _gate(gated + 8 * inner * i, inner)
-        products(isa, table, down, planes, gated, 8 * inner, added, *work, threads)
-        if experts:
-            add_shares(x_at, added, room.shares, met, hidden)
-        else:
-            _add(x_at, added, hidden)
+        turn = _attend(isa, shape, weights, cache, planes, layer, position, turn, room, place)
+        turn = _think(isa, shape, weights, planes, layer, turn, room, place)
     if logits.size:
+        hidden, normed = np.int64(room.hidden.ctypes.data), np.int64(room.normed.ctypes.data)
         norm = np.int64(weights.norms[2 * shape.layers].ctypes.data)
-        normalize(x_at, hidden, norm, epsilon, normed)
-        out, head = np.int64(logits.ctypes.data), order[len(order) - 1 :]
-        products(isa, table, head, planes, normed, 0, out, *work, threads)
-
-
-step, step_parallel = twice(_step, "products", products_parallel)
+        normalize(hidden, shape.hidden, norm, np.float32(shape.epsilon), normed)
+        out, head = np.int64(logits.ctypes.data), weights.order[len(weights.order) - 1 :]
+        _products(isa, weights.matrices, head, planes, normed, 0, out, room, place)
+        turn = meet(place.meeting, turn, place.threads)
+    return turn

@@ -6,6 +6,7 @@ int8 or 16-bit activations the integers are exact and the same on every processo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING
@@ -170,11 +171,27 @@ def embedding(
     if not _jit.is_enabled():
         out[:] = reference.decode(matrix)[indices]
         return
+    rows = np.ascontiguousarray(indices, np.int64)
+    key = "_lookup" if threads == 1 else "_lookup_parallel"
+    known = matrix.__dict__.get(key)
+    if known is None:
+        known = matrix.__dict__[key] = _lookup(matrix, threads == 1, rows, out)
+    if threads == 1:
+        known(rows, 1, out)
+    else:
+        with _jit.workers(threads):
+            known(rows, threads, out)
+
+
+def _lookup(
+    matrix: PackedMatrix, serial: bool, indices: NDArray[np.int64], out: NDArray[np.float32]
+) -> Callable[..., None]:
+    """Return what decodes rows, made once: to look at its arguments takes longer than a row."""
     from edgesparse_kernels import generic
 
-    loop = generic.decode_rows if threads == 1 else generic.decode_rows_parallel
-    with _jit.workers(threads):
-        loop(*_arguments(matrix), indices, threads, out)
+    loop = generic.decode_rows if serial else generic.decode_rows_parallel
+    arguments = _arguments(matrix)
+    return partial(_jit.entry(loop, *arguments, indices, 1, out), *arguments)
 
 
 Arguments = tuple[
