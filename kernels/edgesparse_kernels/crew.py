@@ -22,7 +22,7 @@ from edgesparse_kernels.layout import empty
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
-PATIENCE = 1000  # pauses, some 30 µs: longer than any thread's share of a small product
+PATIENCE = 200  # pauses, some 5 µs; with 1000 threads that share a core take twice as long
 _ABANDONED = 1 << 62  # later than any turn
 
 _Tasks = SimpleQueue[tuple[Any, ...] | None]
