@@ -136,7 +136,8 @@ def _packed_rate(spec: FormatSpec, rule: Rule) -> float:
     packed = random_weight(spec, rule)
     count = max(2, STREAMED_NBYTES // packed.nbytes)
     copies = [_copy(packed) for _ in range(count)]
-    matrices = [for_products(open_matrix(copy)) for copy in copies]
+    weights = count * ROWS * COLUMNS
+    matrices = [for_products(open_matrix(copy), weights=weights) for copy in copies]
     x, out = np.ones((1, COLUMNS), np.float32), np.empty((1, ROWS), np.float32)
     kernels.matmul(x, matrices[0], out=out)  # compiles
     times = []
@@ -145,7 +146,7 @@ def _packed_rate(spec: FormatSpec, rule: Rule) -> float:
         for matrix in matrices:
             kernels.matmul(x, matrix, out=out)
         times.append(time.perf_counter_ns() - began)
-    return min(times) / (count * ROWS * COLUMNS)
+    return min(times) / weights
 
 
 def random_weight(spec: FormatSpec, rule: Rule) -> PackedTensor:

@@ -6,6 +6,7 @@ Whatever is not understood is an obstacle, never a guess.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def obstacle(module: nn.Module) -> str:
     found = [what for what, stops in checks.items() if stops]
     found += [what for layer in _layers(module) for what in _unit_obstacles(layer)]
     for name, layer in _linears(module):
-        if "weight_payload" in layer._modules and not _vectors(open_packed(layer)):
+        if "weight_payload" in layer._modules and not _vectors(_opened(layer)):
             found.append(f"{name} in a layout of other codes or groups")
     return found[0] if found else ""
 
@@ -101,7 +102,7 @@ def _slides(config: Any) -> bool:
     return bool(getattr(config, "use_sliding_window", window is not None) and window is not None)
 
 
-def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _linears(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the projections by name, layer by layer in the step's order, and the head."""
     for i, layer in enumerate(_layers(module)):
         for leaf in [f"self_attn.{leaf}" for leaf in _ATTENTION] + _units(layer):
@@ -117,14 +118,19 @@ def _units(layer: Any) -> list[str]:
     return [f"mlp.experts.{leaf}.{i}" for leaf in _EXPERTS for i in range(count)]
 
 
-def open_packed(layer: nn.Module) -> PackedMatrix | StructuredMatrix:
-    """Return the packed weight of a layer as the vector kernels take it, checked.
+def _opened(layer: nn.Module) -> PackedMatrix | StructuredMatrix:
+    """Return the packed weight of a layer as it is stored, checked."""
+    payload: Any = layer._modules["weight_payload"]
+    return open_matrix(payload.packed)
+
+
+def _held(layer: nn.Module, weights: int) -> PackedMatrix | StructuredMatrix:
+    """Return the packed weight of a layer as the vector kernels take it.
 
     A structured mask that they cannot gather from is held as dense. So is a bitmask where
-    ``for_products`` says so.
+    ``for_products`` says so, of ``weights`` in all.
     """
-    payload: Any = layer._modules["weight_payload"]
-    matrix = for_products(open_matrix(payload.packed))
+    matrix = for_products(_opened(layer), weights=weights)
     if isinstance(matrix, StructuredMatrix) and not dispatch.can_gather(matrix):
         return as_dense(matrix)
     return matrix
@@ -179,9 +185,11 @@ def _matrices(module: nn.Module, held: Held) -> tuple[NDArray[np.int64], NDArray
     """Return ``matrices`` and ``layers`` of the step's weights."""
     numbers: list[list[int]] = []
     table: list[list[int]] = []
+    weights = sum(layer.in_features * layer.out_features for _, layer in _linears(module))
+    numbers_of = partial(_numbers, weights=weights, held=held)
     for layer in _layers(module):
         first, mixture = len(numbers), is_mixture(layer)
-        numbers += [_numbers(layer.get_submodule(f"self_attn.{leaf}"), held) for leaf in _ATTENTION]
+        numbers += [numbers_of(layer.get_submodule(f"self_attn.{leaf}")) for leaf in _ATTENTION]
         if mixture:
             router = layer.mlp.gate
             numbers.append(_float_numbers(router.weight, held))
@@ -189,15 +197,18 @@ def _matrices(module: nn.Module, held: Held) -> tuple[NDArray[np.int64], NDArray
             table.append([first, _inner(layer), router.weight.shape[0], router.top_k, whole])
         else:
             table.append([first, _inner(layer), 0, 1, 0])
-        numbers += [_numbers(layer.get_submodule(leaf), held) for leaf in _units(layer)]
-    numbers.append(_numbers(module.get_submodule("lm_head"), held))
+        numbers += [numbers_of(layer.get_submodule(leaf)) for leaf in _units(layer)]
+    numbers.append(numbers_of(module.get_submodule("lm_head")))
     return np.array(numbers, np.int64), np.array(table, np.int64)
 
 
-def _numbers(layer: Any, held: Held) -> list[int]:
-    """Return what the step knows of one projection, ``decoder.FIELDS`` numbers."""
+def _numbers(layer: Any, weights: int, held: Held) -> list[int]:
+    """Return what the step knows of one projection of a model of ``weights`` in all.
+
+    They are ``decoder.FIELDS`` numbers; what their addresses point into is added to ``held``.
+    """
     if "weight_payload" in layer._modules:
-        matrix = open_packed(layer)
+        matrix = _held(layer, weights)
         held.append(matrix)
         if isinstance(matrix, StructuredMatrix):
             numbers = decoder.structured_numbers(dispatch.gather_operand(matrix))

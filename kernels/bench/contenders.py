@@ -5,16 +5,18 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from edgesparse_kernels import matmul as kernels
 from edgesparse_kernels.activations import Activations
-from edgesparse_kernels.held import expands_fast, for_products
+from edgesparse_kernels.columns import by_column, multiplier
+from edgesparse_kernels.held import for_products, is_faster_as_dense
 from edgesparse_kernels.layout import empty
+from edgesparse_kernels.matmul import AnyMatrix
 from edgesparse_kernels.matrix import PackedMatrix
-from edgesparse_kernels.structured import StructuredMatrix
 from numpy.typing import NDArray
 
 from edgesparse.formats.operand import open_matrix
@@ -61,12 +63,9 @@ def ours(
 ) -> Iterator[Contender]:
     """Yield our kernels on random masks, group 128."""
     for name, packed, decoded in packed_weights(weights):
-        for words, in_place in ways(name):
-            nbytes = nbytes_held(for_products(open_matrix(packed), in_place=in_place), packed)
-            matrices = [
-                for_products(open_matrix(copy_of(packed)), in_place=in_place)
-                for _ in range(copies(nbytes))
-            ]
+        for words, hold in ways(name, copies(packed.nbytes) * weights.size):
+            nbytes = nbytes_held(hold(open_matrix(packed)), packed)
+            matrices = [hold(open_matrix(copy_of(packed))) for _ in range(copies(nbytes))]
             out = np.empty((len(x), len(weights)), np.float32)
 
             def run(i: int, matrices=matrices, out=out) -> None:
@@ -77,6 +76,27 @@ def ours(
             exact = x.astype(np.float64) @ decoded.T.astype(np.float64)
             error = float(np.linalg.norm(out - exact) / np.linalg.norm(exact))
             yield Contender(f"{name}{words}", run, nbytes, error)
+
+
+def skipping(weights: Floats, x: Floats, copies: Callable[[int], int]) -> Iterator[Contender]:
+    """Yield products of one row, weights column by column, that skip its smallest activations."""
+    _, packed, decoded = next(packed_weights(weights))
+    by_columns, row = by_column(open_matrix(packed)), x[0]
+    for share in (0.0, 0.25, 0.5, 0.75):
+        kept = np.where(np.abs(row) < np.quantile(np.abs(row), share), np.float32(0), row)
+        nbytes = int((1 - share) * by_columns.codes.nbytes) + by_columns.scales.nbytes
+        calls = [
+            multiplier(replace(by_columns, codes=np.array(by_columns.codes)), kept)
+            for _ in range(copies(nbytes))
+        ]
+
+        def run(i: int, calls=calls) -> None:
+            calls[i % len(calls)]()
+
+        exact = decoded.astype(np.float64) @ kept.astype(np.float64)
+        error = float(np.linalg.norm(calls[0]()[: len(weights)] - exact) / np.linalg.norm(exact))
+        name = f"columns, {100 * share:.0f} % of activations skipped"
+        yield Contender(name, run, nbytes, error)
 
 
 def packed_weights(weights: Floats) -> Iterator[tuple[str, PackedTensor, Floats]]:
@@ -100,14 +120,17 @@ def packed_weights(weights: Floats) -> Iterator[tuple[str, PackedTensor, Floats]
         yield f"{name} {100 * sparsity:.0f} %", packed, codes.decode()
 
 
-def ways(name: str) -> list[tuple[str, bool]]:
-    """Return how a layout is held here: words for it, and whether it is used where it lies."""
-    if not name.startswith("bitmask4") or expands_fast():
-        return [("", True)]
-    return [(", as dense", False), (", in place", True)]
+def ways(name: str, weights: int) -> list[tuple[str, Callable[[AnyMatrix], AnyMatrix]]]:
+    """Return how a layout is held where ``weights`` take turns: words for it, and what does it."""
+    if not name.startswith("bitmask4") or not is_faster_as_dense(weights):
+        return [("", lambda matrix: matrix)]
+    return [
+        (", as dense", partial(for_products, weights=weights)),
+        (", in place", lambda matrix: matrix),
+    ]
 
 
-def nbytes_held(matrix: PackedMatrix | StructuredMatrix, packed: PackedTensor) -> int:
+def nbytes_held(matrix: AnyMatrix, packed: PackedTensor) -> int:
     """Return the bytes a product reads."""
     return matrix.nbytes if isinstance(matrix, PackedMatrix) else packed.nbytes
 

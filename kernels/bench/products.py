@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contenders import Contender, csr, ggml, ours, torch_csr, torch_products
+from contenders import Contender, csr, ggml, ours, skipping, torch_csr, torch_products
 from edgesparse_kernels import _isa
 from edgesparse_kernels.activations import Activations
 from xnnpack import xnnpack
@@ -47,6 +47,8 @@ def collect(arguments: argparse.Namespace, shape: tuple[int, int]) -> list[Conte
         return 1 if arguments.cached else -(-STREAMED_NBYTES // nbytes)
 
     found = list(ours(weights, x, copies, threads, Activations[arguments.activations.upper()]))
+    if arguments.batch == threads == 1 and arguments.activations == "int8":
+        found += skipping(weights, x, copies)
     if arguments.ggml:
         found += ggml(arguments.ggml, weights, x, copies, threads)
     if not arguments.ours_only:

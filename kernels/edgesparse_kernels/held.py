@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,28 +15,53 @@ from edgesparse_kernels.matrix import PackedMatrix
 from edgesparse_kernels.structured import StructuredMatrix
 
 
-def expands_fast() -> bool:
-    """Whether a bitmask is best computed from where it lies; else it is held as dense codes.
+def is_faster_as_dense(weights: int) -> bool:
+    """Whether a bitmask is computed faster as dense codes, of which it is held a copy then.
 
-    AVX-512 with VBMI2 spreads 64 bytes by a mask in one instruction, and a bitmask at 50 % is as
-    fast as dense codes. AVX2 takes tables of shuffles: 133 instructions for 128 weights in the
-    inner loop, where dense codes take 21, at any sparsity, so in place it cannot keep up with
-    memory and dense codes can. kernels/bench/README.md says how that was counted.
+    AVX2 expands by tables of shuffles, 133 instructions for 128 weights in the inner loop where
+    dense codes take 21, at any sparsity: in place it cannot keep up with memory and dense codes
+    can. AVX-512 with VBMI2 spreads 64 bytes by a mask in one instruction, and what is read from
+    memory is best read as it lies; but in the second-level cache that instruction, which costs the
+    same at any sparsity, is what a product waits for, and dense codes are twice as fast there.
+    kernels/bench/README.md says how both were measured.
+
+    Args:
+        weights: How many are multiplied in turn, the matrix's own among them.
     """
-    return _isa.best() in (_isa.AVX512, _isa.AMX)
+    if _isa.best() not in (_isa.AVX512, _isa.AMX):
+        return True
+    return weights // 2 <= second_level_nbytes() // 2  # activations and results need room too
+
+
+@cache
+def second_level_nbytes() -> int:
+    """Return the size of a core's second-level cache as Linux tells it, 0 if nobody does."""
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, size = (index / "level").read_text(), (index / "size").read_text().strip()
+        except OSError:
+            continue
+        if int(level) == 2 and size.endswith("K"):
+            return int(size[:-1]) << 10
+    return 0
 
 
 def for_products(
-    matrix: PackedMatrix | StructuredMatrix, *, in_place: bool | None = None
+    matrix: PackedMatrix | StructuredMatrix,
+    *,
+    weights: int | None = None,
+    in_place: bool | None = None,
 ) -> PackedMatrix | StructuredMatrix:
     """Return ``matrix``, or its weights as dense codes where those are computed faster.
 
-    That is a 4-bit bitmask where ``expands_fast`` says no. Dense codes take 4 bits a weight and the
-    scales, whatever the sparsity; ``nbytes`` of what is returned says how much that is. They are
-    made anew by every call.
+    That is a 4-bit bitmask where ``is_faster_as_dense`` says so. Dense codes take 4 bits a weight
+    and the scales, whatever the sparsity; ``nbytes`` of what is returned says how much that is.
+    They are made anew by every call.
 
     Args:
         matrix: What was opened.
+        weights: How many are multiplied in turn, its own among them: those of a model. By default
+            its own are all.
         in_place: True for the least memory: nothing is copied. By default what the environment
             says, ``EDGESPARSE_IN_PLACE=1`` for True.
     """
@@ -43,7 +70,9 @@ def for_products(
     if in_place or not _jit.is_enabled() or isinstance(matrix, StructuredMatrix):
         return matrix
     is_bitmask = matrix.bits == 4 and matrix.is_symmetric and not matrix.is_dense
-    return as_dense(matrix) if is_bitmask and not expands_fast() else matrix
+    if weights is None:
+        weights = matrix.rows * matrix.columns
+    return as_dense(matrix) if is_bitmask and is_faster_as_dense(weights) else matrix
 
 
 def as_dense(matrix: PackedMatrix | StructuredMatrix) -> PackedMatrix:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from edgesparse_kernels import _isa, held, reference
@@ -15,6 +17,7 @@ def isa(request, monkeypatch) -> str:
         pytest.skip(f"this processor has no {request.param}")
     monkeypatch.setenv("EDGESPARSE_ISA", request.param)
     monkeypatch.delenv("EDGESPARSE_IN_PLACE", raising=False)
+    monkeypatch.setattr(held, "second_level_nbytes", lambda: 32 * 256)
     return request.param
 
 
@@ -33,10 +36,14 @@ def test_the_same_weights_and_products(isa, make_matrix, shape, sparsity):
         assert np.array_equal(ours, theirs)
 
 
-def test_where_nothing_expands_fast_a_bitmask_is_held_as_dense_codes(isa, make_matrix):
+@pytest.mark.parametrize(("weights", "in_cache"), [(None, True), (8192, True), (8194, False)])
+def test_a_bitmask_is_held_as_dense_codes_in_cache_or_where_nothing_expands_fast(
+    isa, make_matrix, weights, in_cache
+):
+    """Codes of 8192 weights are half of the cache; alone, the matrix has no others beside it."""
     matrix, _ = make_matrix("bitmask4", 32, 256)
-    found = held.for_products(matrix)
-    assert found.is_dense == (isa != "avx512")
+    found = held.for_products(matrix, weights=weights)
+    assert found.is_dense == (in_cache or isa != "avx512")
     codes = found.codes.nbytes if found.is_dense else matrix.codes.nbytes
     assert found.nbytes == codes + found.scales.nbytes + found.mask.nbytes + found.offsets.nbytes
     if found.is_dense:
@@ -48,6 +55,13 @@ def test_in_place_is_asked_for_by_word_or_environment(isa, make_matrix, monkeypa
     assert held.for_products(matrix, in_place=True) is matrix
     monkeypatch.setenv("EDGESPARSE_IN_PLACE", "1")
     assert held.for_products(matrix) is matrix
+
+
+def test_the_cache_is_what_linux_says():
+    said = held.second_level_nbytes()
+    assert said == 0 or 1 << 16 <= said <= 1 << 28
+    if Path("/sys/devices/system/cpu/cpu0/cache/index2/size").exists():
+        assert said > 0
 
 
 @pytest.mark.parametrize(
