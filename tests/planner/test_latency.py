@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-import torch
 
 import edgesparse as es
 from edgesparse.budget import Budget
@@ -60,14 +59,8 @@ def register(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture(scope="module")
-def llama() -> CapturedModel:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=512, max_position_embeddings=128,
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    return es.load(transformers.LlamaForCausalLM(config).half().eval())
+def llama(random_llama: Callable[..., CapturedModel]) -> CapturedModel:
+    return random_llama(tied=False)
 
 
 @pytest.fixture
