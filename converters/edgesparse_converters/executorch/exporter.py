@@ -76,7 +76,7 @@ class ExecutorchExporter:
                 the weights it should.
         """
         from edgesparse_converters.executorch.apart import SUFFIX
-        from edgesparse_converters.executorch.arithmetic import ACTIVATIONS
+        from edgesparse_converters.executorch.arithmetic import require_activations
         from edgesparse_converters.executorch.assemble import build_module
         from edgesparse_converters.executorch.caching import CACHES
         from edgesparse_converters.executorch.cases import bundle_cases
@@ -86,8 +86,7 @@ class ExecutorchExporter:
         from edgesparse_converters.executorch.metadata import METHOD, write_metadata
         from edgesparse_converters.executorch.methods import cached_methods, plain_methods
 
-        if activations not in ACTIVATIONS:
-            raise UsageError(f"activations {activations!r}: one of {', '.join(ACTIVATIONS)}")
+        require_activations(activations)
         if lowering == COREML:
             from edgesparse_converters.executorch import coreml_lowering
 
@@ -209,11 +208,19 @@ class ExecutorchExporter:
         what = "forward, one token" if "prefill" in program.methods else "forward"
         return measure(path, zeros(program, "forward"), what=what, runs=runs, threads=threads)
 
-    def product_rates(self, entries: Sequence[TensorPlan]) -> Sequence[float]:
+    def product_rates(
+        self, entries: Sequence[TensorPlan], *, activations: str = "int16"
+    ) -> Sequence[float]:
         """Time the products with these tensors; see ``edgesparse.exporters.Paced``."""
         from edgesparse_converters.executorch.rates import product_rates
 
-        return product_rates(entries)
+        return product_rates(entries, activations)
+
+    def routed_as(self, entry: TensorPlan, *, activations: str = "int16") -> str | None:
+        """Return which kind of ``edgesparse::routed`` could hold an expert's matrix."""
+        from edgesparse_converters.executorch.rates import routed_as
+
+        return routed_as(entry, activations)
 
     def run(
         self, path: Path, inputs: Mapping[str, NDArray[Any]], *, method: str = "forward"
