@@ -42,7 +42,7 @@ class ExecutorchExporter:
         activations: str = "int16",
         tokens: int | None = None,
         context: int | None = None,
-        prefill: int = 32,
+        prefill: int | None = None,
         cache: str = "float32",
         cases: int = 0,
         apart: bool = False,
@@ -61,7 +61,7 @@ class ExecutorchExporter:
             context: Positions of a language model's cache: the program then has the methods
                 ``forward`` for one token and ``prefill`` for several, see ``cached``. None writes
                 one method without a cache.
-            prefill: Tokens a call of ``prefill`` takes.
+            prefill: Tokens a call of ``prefill`` takes; None is 32. Not with a Core ML delegate.
             cache: How the cache keeps keys and values: ``float32``, or ``int8`` with a scale for
                 every token and head, which takes our operators and a good quarter of the memory.
             cases: How many random inputs to write, with the outputs they should give, into a
@@ -92,9 +92,15 @@ class ExecutorchExporter:
 
             if (activations, cache) != ("int16", "float32") or cases or apart:
                 raise UsageError(coreml_lowering.LENGTHS_ALONE)
+            if prefill is not None:
+                raise UsageError(
+                    f"prefill={prefill} with lowering=coreml: {coreml_lowering.ONE_BY_ONE}"
+                )
             return coreml_lowering.export(compressed, path, tokens=tokens, context=context)
         if cache not in CACHES or (cache != "float32" and context is None):
             raise UsageError(f"cache {cache!r}: one of {', '.join(CACHES)}, with context")
+        if prefill is not None and context is None:
+            raise UsageError(f"prefill={prefill} without context: there is no cache to fill")
         if apart and cases:
             raise UsageError("a bundled program has no place for weights apart; drop one of both")
         uses = plan_uses(compressed, compressed.captured.skeleton(), lowering)
@@ -103,8 +109,8 @@ class ExecutorchExporter:
             methods, constants = plain_methods(compressed.captured, module, tokens)
         else:
             methods, constants = cached_methods(
-                compressed.captured, module, context, prefill, cache=cache,
-                stock=all(use.form is not Form.PACKED for use in uses),
+                compressed.captured, module, context, 32 if prefill is None else prefill,
+                cache=cache, stock=all(use.form is not Form.PACKED for use in uses),
             )  # fmt: skip
         constants[METHOD] = write_metadata(methods["forward"], uses, activations, cache)
         traced = {name: trace(method.module, method.inputs) for name, method in methods.items()}
