@@ -262,15 +262,11 @@ def _planned_options(
         return {}, ()
     counted = counted_options(target) if plan.latency_of == target else {}
     planned = {name: value for name, value in plan.options.items() if name not in options}
-    differ = {
-        name: value
-        for name, value in {**counted, **plan.options}.items()
-        if name in options and options[name] != value
-    }
-    return planned, (
-        *(f"{name}={value}, as planned" for name, value in planned.items()),
-        *(f"{name}={options[name]}, where the plan counted {value}" for name, value in differ.items()),
-    )
+    notes = [f"{name}={value}, as planned" for name, value in planned.items()]
+    for name, value in {**counted, **plan.options}.items():
+        if name in options and options[name] != value:
+            notes.append(f"{name}={options[name]}, where the plan counted {value}")
+    return planned, tuple(notes)
 
 
 def _broken_limits(artifact: Artifact, limits: Budget) -> list[str]:
