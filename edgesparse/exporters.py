@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,21 +74,32 @@ class Exporter(Protocol):
 class Paced(Protocol):
     """A row whose runtime is here and can be timed: plans for it count its own products."""
 
-    def product_rates(self, entries: Sequence[TensorPlan]) -> Sequence[float]:
+    def product_rates(self, entries: Sequence[TensorPlan], **options: Any) -> Sequence[float]:
         """Return how long this host takes for the product of one token with each tensor.
 
-        Measured through the runtime, on what ``export`` writes when it is given no options, with
-        one thread and weights that come from memory.
+        Measured through the runtime, on what ``export`` writes when it is given these options, with
+        one thread and weights that come from memory. A row names, keyword-only and with the
+        defaults of ``export``, those of its options that times depend on: a plan takes no others.
 
         Args:
-            entries: Matrices and what is done with them; also as they are, and tied ones.
+            entries: Matrices and what is done with them; also as they are, and tied ones. None of
+                them only checks the options.
+            **options: Of ``export``.
 
         Returns:
             Nanoseconds a weight of the whole matrix, removed ones included, in the same order.
 
         Raises:
+            UsageError: An option has no such value.
             MissingTool: Something that the runtime needs cannot be built here.
             SourceError: The runtime failed.
+        """
+
+    def routed_as(self, entry: TensorPlan, **options: Any) -> str | None:
+        """Return which operator for the matrices of all experts could hold this one.
+
+        Where those of every stack of a layer have one in common, a token meets only the experts it
+        is sent to; else, and where one has none (None), it meets all of them.
         """
 
 
@@ -155,6 +167,35 @@ def installed(target: str) -> Exporter:
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(package, exporter.extra, f"the target {target}")
     return exporter
+
+
+def counted_options(target: str | None) -> dict[str, Any]:
+    """Return the options of a target that a plan for it counts, with their defaults."""
+    row = None if target is None else EXPORTERS.get(target)
+    if not isinstance(row, Paced):
+        return {}
+    known = signature(row.product_rates).parameters.values()
+    return {option.name: option.default for option in known if option.kind is option.KEYWORD_ONLY}
+
+
+def require_counted(target: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse options that a plan for this target does not count, and values they cannot have.
+
+    Raises:
+        UnknownName: No such target.
+        UsageError: As above.
+        MissingDependency: The target's tools are not installed.
+    """
+    known = counted_options(target)
+    for name in options:
+        if name not in known:
+            raise UsageError(
+                f"option {name!r}: a plan for {target or 'no target'} counts "
+                f"{', '.join(known) or 'none'}; give other options to export"
+            )
+    row = installed(target) if target is not None else None
+    if isinstance(row, Paced):
+        row.product_rates([], **options)
 
 
 def schemes_of(target: str) -> frozenset[str]:

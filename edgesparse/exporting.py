@@ -27,6 +27,7 @@ from edgesparse.errors import (
 from edgesparse.exporters import (
     EXPORTERS,
     Exporter,
+    counted_options,
     installed,
     schemes_of,
     suffixes,
@@ -34,6 +35,7 @@ from edgesparse.exporters import (
 )
 from edgesparse.model import CompressedModel
 from edgesparse.packed import SYMMETRIC
+from edgesparse.planner.types import Plan
 from edgesparse.store.replacing import replacing
 from edgesparse.store.space import require_space
 from edgesparse.verdict import Artifact, LayerCheck, OutputCheck, Verdict, compare_output
@@ -81,7 +83,7 @@ def export(
             this target; a budget planned for the packed weights alone is not applied to the file.
         force: Replace what is at ``path``.
         keep: Leave the file there even when it breaks the budget; the error is raised all the same.
-        **options: Handed whole to the exporter.
+        **options: Handed whole to the exporter, those of a plan for this target by default.
 
     Raises:
         UsageError: No path, a target that cannot be inferred, or an option it does not have.
@@ -97,16 +99,17 @@ def export(
     target = check_output(target, path, force=force)
     exporter = installed(target)
     _refuse_unknown_formats(compressed, target, exporter)
-    _refuse_unknown_options(target, exporter.export, options)
+    planned, said = _planned_options(compressed.plan, target, options)
+    _refuse_unknown_options(target, exporter.export, {**planned, **options})
     limits = budget or (compressed.plan.budget if compressed.plan.target == target else Budget())
     if not options:  # with options of its own nothing is predicted
         require_space(path, exporter.predict_nbytes(compressed.plan))
     with replacing(path, force=force) as temporary:
-        written = exporter.export(compressed, temporary, **options)
+        written = exporter.export(compressed, temporary, **planned, **options)
         broken = _broken_limits(written, limits)
         if broken and not keep:
             raise BudgetExceeded(_over_budget(compressed, written, broken))
-    artifact = replace(written, path=path)
+    artifact = replace(written, path=path, notes=(*said, *written.notes))
     if broken:
         raise BudgetExceeded(f"{_over_budget(compressed, artifact, broken)}; kept at {path}")
     return artifact
@@ -249,6 +252,21 @@ def _refuse_unknown_options(
             raise UsageError(
                 f"{target} has no option {name!r}; known: {', '.join(named) or 'none'}{hint}"
             )
+
+
+def _planned_options(
+    plan: Plan, target: str, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the plan's options where none are given, and a note for each and each that differs."""
+    if plan.target != target:
+        return {}, ()
+    counted = counted_options(target) if plan.latency_of == target else {}
+    planned = {name: value for name, value in plan.options.items() if name not in options}
+    notes = [f"{name}={value}, as planned" for name, value in planned.items()]
+    for name, value in {**counted, **plan.options}.items():
+        if name in options and options[name] != value:
+            notes.append(f"{name}={options[name]}, where the plan counted {value}")
+    return planned, tuple(notes)
 
 
 def _broken_limits(artifact: Artifact, limits: Budget) -> list[str]:

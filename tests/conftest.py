@@ -1,4 +1,4 @@
-"""No test reads or writes what the user's own runs remember; how tests run scripts."""
+"""No test reads or writes what a user's own runs remember; how tests run scripts and kill runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+
+
+class Killed(BaseException):
+    """As sudden as a signal: no handler of the library sees it."""
+
+
+class Step(Protocol):
+    """What a run says when something is done."""
+
+    done: int
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,3 +49,25 @@ def run_script() -> Callable[[Path, Path, int], str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def killed() -> type[BaseException]:
+    """Return how a run ends that was killed."""
+    return Killed
+
+
+@pytest.fixture(scope="session")
+def killed_after() -> Callable[[int], AbstractContextManager[Callable[[Step], None]]]:
+    """Give a run the ``progress`` that kills it once so many things are done; it must end so."""
+
+    @contextmanager
+    def after(count: int) -> Iterator[Callable[[Step], None]]:
+        def progress(step: Step) -> None:
+            if step.done == count:
+                raise Killed
+
+        with pytest.raises(Killed):
+            yield progress
+
+    return after

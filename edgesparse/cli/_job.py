@@ -118,8 +118,9 @@ def better_plan(
             captured, calibration, cache=cache_directory(), progress=step, **options
         )
     return make_plan(
-        captured, recipe, budget=plan.budget, target=plan.target, sensitivity=sensitivity
-    )
+        captured, recipe, budget=plan.budget, target=plan.target, sensitivity=sensitivity,
+        options=plan.options,
+    )  # fmt: skip
 
 
 def way_of(
@@ -128,11 +129,13 @@ def way_of(
     budget: Budget | None,
     target: str | None,
     calibration: object,
+    *,
+    settings: Mapping[str, Any],
     **options: Any,
 ) -> Way:
     """Return the cheapest way to keep the budget, cutting whole parts out first among them.
 
-    ``options`` are ``window`` and ``seed``.
+    ``settings`` are the ``options`` of ``plan``; ``options`` are ``window`` and ``seed``.
 
     Raises:
         UsageError: There is no budget, or nothing to measure losses on.
@@ -153,7 +156,8 @@ def way_of(
         return best_way(
             Search(
                 captured=captured, recipe=recipe, budget=budget, target=target,
-                calibration=calibration, sensitivity=sensitivity, tried=_tried, **options,
+                settings=settings, calibration=calibration, sensitivity=sensitivity, tried=_tried,
+                **options,
             )
         )  # fmt: skip
 

@@ -35,6 +35,23 @@ class BudgetType(click.ParamType[Budget]):
             self.fail(str(error), param, ctx)
 
 
+class SettingType(click.ParamType["tuple[str, bool | int | str]"]):
+    """``key=value``: whole numbers and true or false as such, anything else as text."""
+
+    name = "setting"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, bool | int | str]:
+        """Return the key and what it is set to."""
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.isidentifier():
+            self.fail(f"{value!r}: expected KEY=VALUE", param, ctx)
+        if text in ("true", "false"):
+            return key, text == "true"
+        return key, int(text) if text.lstrip("-").isdigit() else text
+
+
 def _set(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
     def callback(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value:
@@ -88,6 +105,10 @@ budget_option = click.option(
 target_option = click.option(
     "--target", metavar="NAME",
     help="Whose file the budget is for: coreml, executorch or coreai.",
+)  # fmt: skip
+planned_option = click.option(
+    "-O", "--option", "settings", multiple=True, type=SettingType(), metavar="KEY=VALUE",
+    help="An option that export will be given and times depend on: activations=int8.",
 )  # fmt: skip
 allow_option = click.option(
     "--allow", type=click.Choice(["structured", "patterns"]), multiple=True,

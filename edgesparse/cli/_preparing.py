@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgesparse.budget import Budget
 from edgesparse.cli import _calibration, _job
@@ -37,6 +38,7 @@ def opened(
     cuts_parts: bool,
     budget: Budget | None,
     target: str | None,
+    settings: Mapping[str, Any],
     calibration: Path | None,
     text: Path | None,
     output: Path,
@@ -52,7 +54,9 @@ def opened(
     if not cuts_parts:
         return whole, whole
     data = _calibration.choose(whole, calibration, text, windows=windows, window=window, seed=seed)
-    way = _job.way_of(whole, recipe, budget, target, data.calibration, window=window, seed=seed)
+    way = _job.way_of(
+        whole, recipe, budget, target, data.calibration, settings=settings, window=window, seed=seed
+    )
     return whole, _job.cut_first(way, output, force=force)
 
 
@@ -63,6 +67,7 @@ def prepared(
     *,
     budget: Budget | None,
     target: str | None,
+    settings: Mapping[str, Any],
     calibration: Path | None,
     text: Path | None,
     output: Path,
@@ -82,7 +87,7 @@ def prepared(
     from edgesparse.store.space import require_space
 
     with working("planning"):  # timing a runtime takes minutes, once
-        asked = make_plan(captured, recipe, budget=budget, target=target)
+        asked = make_plan(captured, recipe, budget=budget, target=target, options=settings)
     # The journal of the plan, that of its alternative, and the result.
     require_space(output, (3 if asked.dense_alternative else 2) * asked.nbytes)
     room_for(

@@ -20,6 +20,7 @@ from edgesparse.cli._options import (
     directory_option,
     force_option,
     opened,
+    planned_option,
     recipe_from,
     recipe_options,
     target_option,
@@ -40,6 +41,7 @@ from edgesparse.cli.export import require_predicted, show_written, write, writte
 @recipe_options
 @budget_option
 @target_option
+@planned_option
 @allow_option
 @click.option(
     "--recover", "minutes", type=float, metavar="MINUTES",
@@ -74,6 +76,7 @@ def compress(
     calibration: Path | None,
     budget: Budget | None,
     target: str | None,
+    settings: tuple[tuple[str, Any], ...],
     allow: tuple[str, ...],
     minutes: float | None,
     text: Path | None,
@@ -120,13 +123,13 @@ def compress(
     with joined(device) as (team, own_device), kept(output, team, resume=resume, force=force) as at:
         preparing.require_alone(team, cuts_parts=cuts_parts, recovers=minutes is not None)
         whole, captured = preparing.opened(
-            model, recipe, cuts_parts=cuts_parts, budget=budget, target=target, text=text,
-            calibration=calibration, output=output, force=force or resume,
-            windows=windows, window=window, seed=seed,
+            model, recipe, cuts_parts=cuts_parts, budget=budget, target=target,
+            settings=dict(settings), text=text, calibration=calibration, output=output,
+            force=force or resume, windows=windows, window=window, seed=seed,
         )  # fmt: skip
         captured, plan, data = preparing.prepared(
-            captured, recipe, at.journal, budget=budget, target=target, calibration=calibration,
-            text=text, output=output, team=team, memory_limit=memory_limit,
+            captured, recipe, at.journal, budget=budget, target=target, settings=dict(settings),
+            calibration=calibration, text=text, output=output, team=team, memory_limit=memory_limit,
             windows=windows, window=window, seed=seed, device=own_device, allocation=allocation,
         )  # fmt: skip
         can_measure = preparing.can_measure(captured, memory_limit)

@@ -12,7 +12,13 @@ import click
 from edgesparse.budget import Budget
 from edgesparse.cli._console import show, show_json, working
 from edgesparse.cli._models import open_compressed
-from edgesparse.cli._options import budget_option, common, force_option, source_option
+from edgesparse.cli._options import (
+    SettingType,
+    budget_option,
+    common,
+    force_option,
+    source_option,
+)
 from edgesparse.errors import ExportError, OutputExists
 
 if TYPE_CHECKING:
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
 @force_option
 @click.option("--keep", is_flag=True, help="Keep a file that breaks the budget; still exits 3.")
 @click.option(
-    "-O", "--option", "options", multiple=True, metavar="KEY=VALUE",
+    "-O", "--option", "options", multiple=True, type=SettingType(), metavar="KEY=VALUE",
     help="An option of the target's own, such as lowering=xnnpack; see its README.",
 )  # fmt: skip
 @click.option(
@@ -52,7 +58,7 @@ def export(
     budget: Budget | None,
     force: bool,
     keep: bool,
-    options: tuple[str, ...],
+    options: tuple[tuple[str, bool | int | str], ...],
     measure: bool,
     allow_conversion: bool,
     resume: bool,
@@ -70,7 +76,7 @@ def export(
     from edgesparse.exporting import check_output
 
     check_output(target, output, force=force or resume)
-    own = dict(_key_and_value(option) for option in options)
+    own = dict(options)
     if allow_conversion:
         own["allow_conversion"] = True
     compressed = open_compressed(model, source)
@@ -160,13 +166,3 @@ def require_predicted(
     wrong = [str(row) for row in compared if not row.ok]
     if wrong and compressed.plan.target == artifact.target:
         raise ExportError(f"the prediction was wrong: {'; '.join(wrong)}; the file is kept")
-
-
-def _key_and_value(text: str) -> tuple[str, bool | int | str]:
-    """Read ``key=value``: whole numbers and true or false as such, anything else as text."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise click.BadParameter(f"{text!r}: expected KEY=VALUE", param_hint="--option")
-    if value in ("true", "false"):
-        return key, value == "true"
-    return key, int(value) if value.lstrip("-").isdigit() else value

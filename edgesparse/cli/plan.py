@@ -15,6 +15,7 @@ from edgesparse.cli._options import (
     cache_directory,
     common,
     opened,
+    planned_option,
     recipe_from,
     recipe_options,
     target_option,
@@ -34,6 +35,7 @@ SHOWN = 40
 @recipe_options
 @budget_option
 @target_option
+@planned_option
 @allow_option
 @click.option(
     "--calibration",
@@ -58,6 +60,7 @@ def plan(
     model: str,
     budget: Budget | None,
     target: str | None,
+    settings: tuple[tuple[str, Any], ...],
     allow: tuple[str, ...],
     calibration: Path | None,
     solve: bool,
@@ -90,17 +93,29 @@ def plan(
     if cuts_parts:
         from edgesparse.cli._job import way_of
 
-        way = way_of(captured, recipe, budget, target, calibration, window=512, seed=0)
+        way = way_of(
+            captured,
+            recipe,
+            budget,
+            target,
+            calibration,
+            settings=dict(settings),
+            window=512,
+            seed=0,
+        )
         captured, made = way.captured, way.plan
         cut = {"cut": way.words, "cut_loss": way.cut_loss, "whole_loss": way.loss}
     else:
         with working("planning"):  # timing a runtime takes minutes, once
-            made = make_plan(captured, recipe, budget=budget, target=target)
+            made = make_plan(captured, recipe, budget=budget, target=target, options=dict(settings))
     if calibration is not None and not cuts_parts:
         sensitivity = _sensitivity(captured, calibration)
         if solve:
             sensitivity = _solved(captured, recipe, sensitivity, calibration, target)
-        made = make_plan(captured, recipe, budget=budget, target=target, sensitivity=sensitivity)
+        made = make_plan(
+            captured, recipe, budget=budget, target=target, sensitivity=sensitivity,
+            options=dict(settings),
+        )  # fmt: skip
     if plot is not None:
         _draw(captured, recipe, made, sensitivity, plot)
     if as_json:

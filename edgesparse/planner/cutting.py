@@ -14,8 +14,8 @@ on the best then a cut of another kind.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgesparse.budget import Budget
@@ -76,6 +76,7 @@ class Search:
         recipe: As for ``plan``.
         budget: As for ``plan``, at least one limit.
         target: As for ``plan``.
+        settings: The ``options`` of ``plan``.
         calibration: See ``calibrate.calibration_batches``.
         sensitivity: Rates of the whole model.
         windows: Windows a loss is measured on.
@@ -88,6 +89,7 @@ class Search:
     recipe: Recipe | None
     budget: Budget
     target: str | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     calibration: object
     sensitivity: Sensitivity
     windows: int = 4
@@ -187,7 +189,7 @@ def _spare(captured: CapturedModel) -> int:
 def _plan(search: Search, captured: CapturedModel, sensitivity: Sensitivity) -> Plan:
     return plan(
         captured, search.recipe, budget=search.budget, target=search.target,
-        sensitivity=sensitivity,
+        sensitivity=sensitivity, options=search.settings,
     )  # fmt: skip
 
 

@@ -5,16 +5,16 @@ Rules are constraints: only the fields they leave open vary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse.budget import Budget
-from edgesparse.errors import UsageError
+from edgesparse.errors import BudgetExceeded, UsageError
 from edgesparse.model import CapturedModel, TensorInfo
 from edgesparse.planner.allocate import Limit, allocate
 from edgesparse.planner.candidates import possible, worthwhile
@@ -26,6 +26,9 @@ from edgesparse.planner.rates import Sensitivity
 from edgesparse.planner.refusal import Smallest, contradiction, refusal
 from edgesparse.planner.types import TensorPlan
 from edgesparse.recipe import ADJUSTABLE, Rule
+
+if TYPE_CHECKING:
+    from edgesparse.planner.products import Products
 
 # What the expected size of a random mask may miss by, kept free where the planner removes weights.
 _MASK_SLACK = 0.003
@@ -47,6 +50,7 @@ class Fit:
         target: Whose file and runtime the limits are about.
         predict_file: Predicts the bytes ``budget.file`` limits.
         sensitivity: See ``candidates.worthwhile``.
+        settings: What the target's export will be given, as far as times depend on it.
     """
 
     captured: CapturedModel
@@ -55,6 +59,7 @@ class Fit:
     target: str | None
     predict_file: FilePrediction
     sensitivity: Sensitivity
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def solve(self) -> list[TensorPlan]:
         """Return the entries of least predicted loss that keep the budget.
@@ -64,20 +69,43 @@ class Fit:
             UsageError: ``peak`` or ``latency`` is limited but cannot be predicted.
         """
         options, limits = self.refuse()
+        while True:
+            found = self._best(options, limits)
+            apart = self._kept_apart(options, found)
+            if not apart:
+                return found
+            together = self._products.together(options, apart)
+            options, limits = _narrowed(options, limits, together)
+
+    def _best(
+        self, options: Sequence[Sequence[TensorPlan]], limits: Sequence[Limit]
+    ) -> list[TensorPlan]:
+        """Return the entries of least predicted loss within the limits, or say why there are none.
+
+        Raises:
+            BudgetExceeded: There are none.
+        """
         best = [worthwhile(of, self.sensitivity) for of in options]
-        kept = [np.array(list(of), np.int64) for of in best]
         losses = [np.array(list(of.values())) for of in best]
-        narrowed = [
-            replace(limit, costs=[of[i] for of, i in zip(limit.costs, kept, strict=True)])
-            for limit in limits
-        ]
-        entries = [[of[i] for i in at] for of, at in zip(options, kept, strict=True)]
+        kept = [np.array(list(of), np.int64) for of in best]
+        entries, narrowed = _narrowed(options, limits, kept)
         found = self._settle(entries, losses, narrowed)
         if found is not None:
             return found
         if len(limits) > 1:
             raise contradiction(narrowed)
-        raise refusal(limits[0], self._smallest(limits[0], options), target=self.target)
+        raise self._refusal(limits[0], options)
+
+    def _kept_apart(
+        self, options: Sequence[Sequence[TensorPlan]], found: Sequence[TensorPlan]
+    ) -> set[str]:
+        """Return the layers whose experts are all computed, where that breaks the limit.
+
+        What one expert costs depends on what is done with the others, which no sum of costs says.
+        """
+        latency = self.budget.latency
+        apart = self._products.apart(options, found) if latency is not None else set()
+        return apart if apart and self._products.total_ns(found) > (latency or 0) else set()
 
     def refuse(self) -> tuple[list[list[TensorPlan]], list[Limit]]:
         """Return all candidates and the limits, if each limit can be kept on its own.
@@ -92,8 +120,20 @@ class Fit:
         limits = self._limits(options)
         for limit in limits:
             if limit.smallest_nbytes > limit.nbytes:
-                raise refusal(limit, self._smallest(limit, options), target=self.target)
+                raise self._refusal(limit, options)
         return options, limits
+
+    def _refusal(self, limit: Limit, options: Sequence[Sequence[TensorPlan]]) -> BudgetExceeded:
+        of_what = f" of the {self.target} file" if self.target and limit.name == "file" else ""
+        if limit.name == "latency":
+            of_what = f" with products by {self._products.words}, here"
+        return refusal(limit, self._smallest(limit, options), of_what=of_what)
+
+    @cached_property
+    def _products(self) -> Products:
+        from edgesparse.planner.products import Products
+
+        return Products(self.captured, self.target, self.settings)
 
     def _settle(
         self,
@@ -141,16 +181,9 @@ class Fit:
         if self.budget.peak is not None:
             limits.append(self._peak_limit(options, self.budget.peak))
         if self.budget.latency is not None:
-            limits.append(Limit("latency", self.budget.latency, self._latency_costs(options), 0))
+            costs = self._products.candidates_ns(options)
+            limits.append(Limit("latency", self.budget.latency, costs, 0))
         return limits
-
-    def _latency_costs(self, options: Sequence[Sequence[TensorPlan]]) -> list[NDArray[np.int64]]:
-        from edgesparse.planner.speed import products_ns
-
-        entries = list(chain.from_iterable(options))
-        # All at once: a runtime is started only once to time them.
-        flat = np.array(products_ns(self.captured, entries, self.target), np.int64)
-        return np.split(flat, np.cumsum([len(of) for of in options])[:-1])
 
     def _peak_limit(self, options: Sequence[Sequence[TensorPlan]], nbytes: int) -> Limit:
         terms = fixed_terms(self.captured, self.target, self.budget.context)
@@ -207,3 +240,14 @@ def _costs(
     options: Sequence[Sequence[TensorPlan]], cost: Callable[[TensorPlan], int]
 ) -> list[NDArray[np.int64]]:
     return [np.array([cost(entry) for entry in of], np.int64) for of in options]
+
+
+def _narrowed(
+    options: Sequence[Sequence[TensorPlan]],
+    limits: Sequence[Limit],
+    kept: Sequence[NDArray[np.int64]],
+) -> tuple[list[list[TensorPlan]], list[Limit]]:
+    """Return only these candidates of every tensor, by index, and what they cost."""
+    entries = [[of[i] for i in at] for of, at in zip(options, kept, strict=True)]
+    costs = ([of[at] for of, at in zip(limit.costs, kept, strict=True)] for limit in limits)
+    return entries, [replace(limit, costs=of) for limit, of in zip(limits, costs, strict=True)]

@@ -6,7 +6,7 @@ leave open are chosen for all tensors together, least predicted loss within the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ def plan(
     budget: Budget | None = None,
     target: str | None = None,
     sensitivity: Sensitivity | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan what to do with every tensor, without reading a weight.
 
@@ -44,11 +45,16 @@ def plan(
         target: Exporter whose file and runtime the budget is about; None for the packed model.
         sensitivity: How much the model minds errors in each tensor, from
             ``measure_sensitivity``; None takes all weights as alike.
+        options: What the target's ``export`` will be given, as far as times depend on it: with
+            executorch ``{"activations": "int8"}``. ``export`` then takes it by default.
 
     Raises:
         BudgetExceeded: No choice keeps the budget; says what could be reached.
         UnknownName: A method, quantizer or target that no registry knows.
-        UsageError: The peak memory cannot be predicted, and the budget limits it.
+        UsageError: The peak memory cannot be predicted, and the budget limits it; or an option that
+            no time depends on.
+        MissingDependency: There are options, or a limit on latency, and the target's tools are not
+            installed.
         RecipeError: A scheme that the rule's quantizer does not find.
         Unsupported: A scheme that the target does not hold.
 
@@ -58,15 +64,19 @@ def plan(
         >>> [entry.spec.name for entry in plan(model).tensors if entry.spec]
         ['dense4']
     """
-    recipe, budget = recipe or default_recipe(), budget or Budget()
+    recipe, budget, options = recipe or default_recipe(), budget or Budget(), options or {}
     _check_names(recipe, target)
+    if options:
+        from edgesparse.exporters import require_counted
+
+        require_counted(target, options)
     ruled = [(tensor, recipe.rule_for(tensor)) for tensor in captured.tensors]
     if budget.is_unlimited:
         formats = readable_by(target)
         entries = [plan_tensor(tensor, rule, formats) for tensor, rule in ruled]
     else:
-        entries = _fit(captured, ruled, budget, target, sensitivity or {})
-    made = _finish(captured, entries, budget, target, sensitivity or {})
+        entries = _fit(captured, ruled, budget, target, sensitivity or {}, options)
+    made = _finish(captured, entries, budget, target, sensitivity or {}, options)
     made = replace(made, notes=(*made.notes, *_unused(recipe, captured)))
     return _with_alternative(captured, made, sensitivity or {}) if made.is_sparse else made
 
@@ -110,9 +120,10 @@ def _fit(
     budget: Budget,
     target: str | None,
     sensitivity: Sensitivity,
+    options: Mapping[str, Any],
 ) -> list[TensorPlan]:
     predict = weights_nbytes if target is None else artifact_prediction(target)
-    return Fit(captured, ruled, budget, target, predict, sensitivity).solve()
+    return Fit(captured, ruled, budget, target, predict, sensitivity, options).solve()
 
 
 def _finish(
@@ -121,6 +132,7 @@ def _finish(
     budget: Budget,
     target: str | None,
     sensitivity: Sensitivity,
+    options: Mapping[str, Any],
 ) -> Plan:
     """Return the plan of these entries, with everything predicted about it."""
     memory: tuple[MemoryTerm, ...] = ()
@@ -136,25 +148,29 @@ def _finish(
         memory=memory,
         download_nbytes=sum(map(download_nbytes, entries)),
         loss=sum(expected_loss(entry, sensitivity) for entry in entries) / weights,
-        **(_latency(captured, entries, target) if budget.latency is not None else {}),
+        options=dict(options),
+        **(_latency(captured, entries, target, options) if budget.latency is not None else {}),
     )
 
 
 def _latency(
-    captured: CapturedModel, entries: Sequence[TensorPlan], target: str | None
+    captured: CapturedModel,
+    entries: Sequence[TensorPlan],
+    target: str | None,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the fields of a plan that say how long the products take, and whose they are."""
-    from edgesparse.planner.speed import OWN, products_ns, timed_with
+    from edgesparse.planner.products import OWN, Products
 
-    timed = timed_with(target)
+    products = Products(captured, target, options)
     note = (
         f"latency is of the products of edgesparse's own kernels on this machine: the runtime of "
         f"{target} is not timed here"
     )
     return {
-        "latency_ns": sum(products_ns(captured, entries, target)),
-        "latency_of": timed,
-        "notes": (note,) if target is not None and timed == OWN else (),
+        "latency_ns": products.total_ns(entries),
+        "latency_of": products.of,
+        "notes": (note,) if target is not None and products.of == OWN else (),
     }
 
 
@@ -182,9 +198,9 @@ def _with_alternative(captured: CapturedModel, made: Plan, sensitivity: Sensitiv
             rule = replace(rule, pattern=DENSE, adjustable=frozenset(open_fields))
         ruled.append((entry.tensor, rule))
     try:
-        entries = _fit(captured, ruled, Budget(file=made.nbytes), None, sensitivity)
+        entries = _fit(captured, ruled, Budget(file=made.nbytes), None, sensitivity, {})
     except BudgetExceeded:
         note = f"no plan without sparsity is as small as {format_size(made.nbytes)}"
         return replace(made, notes=(*made.notes, note))
-    other = _finish(captured, entries, made.budget, made.target, sensitivity)
+    other = _finish(captured, entries, made.budget, made.target, sensitivity, made.options)
     return replace(made, dense_alternative=other)

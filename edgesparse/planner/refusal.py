@@ -30,17 +30,12 @@ class Smallest:
     without_constraints: int | None
 
 
-def refusal(limit: Limit, smallest: Smallest, *, target: str | None) -> BudgetExceeded:
-    """Return the error for a limit that no choice keeps."""
+def refusal(limit: Limit, smallest: Smallest, *, of_what: str) -> BudgetExceeded:
+    """Return the error for a limit that no choice keeps; ``of_what`` says what the limit counts."""
     largest = sorted(
         zip(smallest.nbytes, smallest.entries, strict=True), key=lambda pair: -pair[0]
     )[:_NAMED]
     named = ", ".join(f"{entry.tensor.name} {limit.said(nbytes)}" for nbytes, entry in largest)
-    of_what = f" of the {target} file" if target and limit.name == "file" else ""
-    if limit.name == "latency":
-        from edgesparse.planner.speed import timed_with
-
-        of_what = f" with products by {timed_with(target)}, here"
     lines = [
         f"the budget cannot be met: {limit.name} {limit.said(limit.nbytes)}, smallest reachable "
         f"{limit.said(limit.smallest_nbytes)}{of_what}",

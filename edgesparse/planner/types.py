@@ -111,6 +111,7 @@ class Plan:
         latency_of: Whose products these are: the target whose runtime was timed here, or
             ``edgesparse`` for the kernels of this package; None without a limit, and in plans
             from before it was said.
+        options: What ``export`` to the target is to be given, as far as times depend on it.
         loss: Predicted loss: relative output error, averaged over the weights; 0 when nothing is
             packed.
         notes: What the planner changed or wants said.
@@ -127,6 +128,7 @@ class Plan:
     download_nbytes: int | None = None
     latency_ns: int | None = None
     latency_of: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     loss: float = 0.0
     notes: tuple[str, ...] = ()
     dense_alternative: Plan | None = field(default=None, repr=False)
@@ -144,7 +146,7 @@ class Plan:
     @property
     def latency_name(self) -> str:
         """What ``latency_ns`` is, for people."""
-        whose = f" by {self.latency_of}" if self.latency_of else ""
+        whose = f" by {whose_words(self.latency_of, self.options)}" if self.latency_of else ""
         return f"products of one token{whose}, here"
 
     @property
@@ -172,6 +174,7 @@ class Plan:
             "download_nbytes": self.download_nbytes,
             "latency_ns": self.latency_ns,
             "latency_of": self.latency_of,
+            "options": dict(self.options),
             "loss": self.loss,
             "notes": list(self.notes),
             "dense_alternative": None if alternative is None else alternative.to_json(),
@@ -196,6 +199,7 @@ class Plan:
                 download_nbytes=data.get("download_nbytes"),
                 latency_ns=data.get("latency_ns"),
                 latency_of=data.get("latency_of"),
+                options=dict(data.get("options", {})),
                 loss=float(data["loss"]),
                 notes=tuple(data["notes"]),
                 dense_alternative=None if alternative is None else cls.from_json(alternative),
@@ -236,6 +240,12 @@ class Plan:
                 f"{other.loss:.3f} (this plan {self.loss:.3f})"
             )
         return [*lines, *(f"note: {note}" for note in self.notes)]
+
+
+def whose_words(name: str, options: Mapping[str, Any]) -> str:
+    """Return whose products are counted, for people: ``executorch with activations=int8``."""
+    said = " and ".join(f"{option}={value}" for option, value in options.items())
+    return f"{name} with {said}" if said else name
 
 
 def _row(entry: TensorPlan) -> tuple[str, str, str, str, str]:

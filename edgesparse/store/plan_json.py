@@ -70,12 +70,21 @@ def plan_from_json(fields: Fields, tensors: Mapping[str, TensorInfo], *, depth: 
         download_nbytes=fields.optional_integer("download_nbytes"),
         latency_ns=fields.optional_integer("latency_ns"),
         latency_of=fields.optional_text("latency_of"),
+        options=_options(fields),
         loss=fields.optional_number("loss") or 0.0,
         notes=fields.texts("notes"),
         dense_alternative=None
         if alternative is None
         else plan_from_json(alternative, tensors, depth=depth + 1),
     )
+
+
+def _options(fields: Fields) -> dict[str, str | int | bool]:
+    """Return the options of an export; plans from before there were any have none."""
+    options = {} if fields.optional_object("options") is None else fields.raw("options")
+    if not all(isinstance(value, str | int | bool) for value in options.values()):
+        raise fields.wrong("an option that is neither text, a whole number, nor true or false")
+    return options
 
 
 def _budget(limits: Fields) -> Budget:

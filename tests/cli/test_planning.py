@@ -55,6 +55,31 @@ def test_an_open_pattern_meets_a_budget_that_the_asked_one_cannot(
     assert any(rule and rule["pattern"] not in ("unstructured", {}) for rule in rules)
 
 
+def test_what_the_export_will_be_given_is_planned_and_then_taken(
+    cli: Cli, language_model: Path, text: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("executorch")
+    chosen = ("--target", "executorch", "-O", "activations=int8", "--bits", "3")
+    plan = json.loads(cli("plan", language_model, *chosen, "--json").stdout)
+    assert plan["options"] == {"activations": "int8"}
+    small, program = tmp_path / "small", tmp_path / "small.pte"
+    result = cli(
+        "compress", language_model, "-o", small, *chosen, "--quantizer", "rtn", "--no-compare",
+        "--calibration", text, "--window", "32", "--windows", "8",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    result = cli("export", small, "-o", program, "--json")
+    assert "activations=int8, as planned" in json.loads(result.stdout)["notes"]
+    assert b'"activations":"int8"' in program.read_bytes()
+
+
+def test_options_that_no_time_depends_on_are_for_the_export(cli: Cli, language_model: Path) -> None:
+    result = cli("plan", language_model, "--target", "executorch", "-O", "context=64")
+    assert result.exit_code == 2
+    assert "option 'context': a plan for executorch counts activations" in result.stderr
+    assert cli("plan", language_model, "-O", "activations").exit_code == 2
+
+
 def test_the_front_is_drawn(cli: Cli, language_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     image = tmp_path / "front.svg"

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,18 +17,7 @@ from edgesparse.model import CapturedModel, CompressedModel
 
 Same = Callable[[CompressedModel, CompressedModel], None]
 Llama = Callable[..., CapturedModel]
-
-
-class Killed(BaseException):
-    """As sudden as a signal: no handler of the library sees it."""
-
-
-def killed_after(count: int) -> Callable[[Progress], None]:
-    def progress(step: Progress) -> None:
-        if step.done == count:
-            raise Killed
-
-    return progress
+Kill = Callable[[int], AbstractContextManager[Callable[[Progress], None]]]
 
 
 def planned(captured: CapturedModel, method: str = "admm") -> es.Plan:
@@ -42,14 +32,14 @@ def run(captured: CapturedModel, data: object, **options: object) -> CompressedM
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_interrupted_after_any_tensor_it_comes_out_the_same(
-    llama: Llama, tokens: torch.Tensor, same: Same, tmp_path: Path, tied: bool
+    llama: Llama, tokens: torch.Tensor, same: Same, tmp_path: Path, tied: bool, killed_after: Kill
 ) -> None:
     captured = llama(tied=tied, layers=2)
     whole = run(captured, tokens)
     for count in range(1, len(whole.packed) + 1, 3):
         journal = tmp_path / str(count)
-        with pytest.raises(Killed):
-            run(captured, tokens, journal=journal, progress=killed_after(count))
+        with killed_after(count) as progress:
+            run(captured, tokens, journal=journal, progress=progress)
         seen: list[str] = []
         again = run(captured, tokens, journal=journal, progress=lambda p, s=seen: s.append(p.name))
         same(whole, again)
@@ -57,12 +47,12 @@ def test_interrupted_after_any_tensor_it_comes_out_the_same(
 
 
 def test_a_model_without_a_chain_resumes_too(
-    unchained: CapturedModel, same: Same, tmp_path: Path
+    unchained: CapturedModel, same: Same, tmp_path: Path, killed_after: Kill
 ) -> None:
     data = [{"x": torch.randn(64, 16, generator=torch.Generator().manual_seed(i))} for i in (1, 2)]
     whole = run(unchained, data)
-    with pytest.raises(Killed):
-        run(unchained, data, journal=tmp_path, progress=killed_after(1))
+    with killed_after(1) as progress:
+        run(unchained, data, journal=tmp_path, progress=progress)
     same(whole, run(unchained, data, journal=tmp_path))
 
 
@@ -171,11 +161,11 @@ def test_a_result_of_a_journal_is_saved_and_outlives_it(
 
 
 def test_what_is_recorded_is_the_same_too(
-    llama: Llama, tokens: torch.Tensor, tmp_path: Path
+    llama: Llama, tokens: torch.Tensor, tmp_path: Path, killed_after: Kill
 ) -> None:
     captured = llama(layers=2)
     whole = run(captured, tokens).metadata
-    with pytest.raises(Killed):
-        run(captured, tokens, journal=tmp_path, progress=killed_after(6))
+    with killed_after(6) as progress:
+        run(captured, tokens, journal=tmp_path, progress=progress)
     again = run(captured, tokens, journal=tmp_path).metadata
     assert {**whole, "seconds": 0} == {**again, "seconds": 0}

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from edgesparse.exporting import (
 from edgesparse.model import CapturedModel, CompressedModel, Source
 from edgesparse.packed import FormatSpec, PackedTensor
 from edgesparse.pattern import DENSE
-from edgesparse.planner.types import Plan
+from edgesparse.planner.types import Plan, TensorPlan
 from edgesparse.registry import Registry
 from edgesparse.verdict import worst_outputs
 
@@ -123,6 +123,51 @@ def model(*, budget: Budget | None = None, target: str | None = None) -> Compres
     )  # fmt: skip
     plan = Plan(tensors=(), nbytes=0, budget=budget or Budget(), target=target)
     return CompressedModel(captured=captured, packed={}, kept={}, plan=plan)
+
+
+class Timed(Toy):
+    """A target that plans time, with one option that its times depend on."""
+
+    def export(
+        self, compressed: CompressedModel, path: Path, *, colour: str = "", pace: str = "slow"
+    ) -> Artifact:
+        return replace(super().export(compressed, path), notes=(f"written {pace} {colour}",))
+
+    def product_rates(self, entries: Sequence[TensorPlan], *, pace: str = "slow") -> list[float]:
+        return [1.0] * len(entries)
+
+    def routed_as(self, entry: TensorPlan, *, pace: str = "slow") -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("target", "timed", "planned", "given", "notes"),
+    [
+        ("timed", True, {}, {}, ("written slow ",)),
+        ("timed", True, {"pace": "fast"}, {}, ("pace=fast, as planned", "written fast ")),
+        ("timed", True, {"pace": "fast"}, {"pace": "fast"}, ("written fast ",)),
+        ("timed", False, {"pace": "fast"}, {"pace": "slow"},
+         ("pace=slow, where the plan counted fast", "written slow ")),
+        ("timed", True, {}, {"pace": "fast", "colour": "red"},
+         ("pace=fast, where the plan counted slow", "written fast red")),
+        ("timed", False, {}, {"pace": "fast"}, ("written fast ",)),  # nothing was timed
+        ("other", True, {"pace": "fast"}, {}, ("written slow ",)),
+    ],
+)  # fmt: skip
+def test_the_options_of_the_plan_are_taken_or_the_difference_is_said(
+    toy: Toy,
+    tmp_path: Path,
+    target: str,
+    timed: bool,
+    planned: dict[str, str],
+    given: dict[str, str],
+    notes: tuple[str, ...],
+) -> None:
+    exporters.EXPORTERS.register("timed", Timed())
+    made = model(target=target)
+    plan = replace(made.plan, options=planned, latency_of=target if timed else None)
+    artifact = export(replace(made, plan=plan), "timed", tmp_path / "a.toy", **given)
+    assert artifact.notes == notes
 
 
 def files(folder: Path) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from torch import nn
 
 import edgesparse as es
@@ -30,10 +35,6 @@ from edgesparse.model import CapturedModel, CompressedModel
 TENSORS = 6
 JOBS = ("sparsegpt", "magnitude")
 jobs, counts = st.sampled_from(JOBS), st.integers(1, TENSORS)
-
-
-class Killed(BaseException):
-    """As sudden as a signal: no handler of the library sees it."""
 
 
 class Block(nn.Module):
@@ -69,9 +70,13 @@ def run(job: str, **options: Any) -> CompressedModel:
 
 
 class Interruptions(RuleBasedStateMachine):
-    """One journal, and what is done to it."""
+    """One journal, and what is done to it; runs are killed by an exception of this kind."""
 
     owner: str | None = None
+
+    def __init__(self, killed: type[BaseException]) -> None:
+        super().__init__()
+        self.suddenly = killed
 
     @initialize()
     def begin(self) -> None:
@@ -82,9 +87,9 @@ class Interruptions(RuleBasedStateMachine):
     def killed(self, job: str, count: int) -> None:
         def stop(progress: Progress) -> None:
             if progress.done == count:
-                raise Killed
+                raise self.suddenly
 
-        self.attempt(job, Killed, progress=stop)
+        self.attempt(job, self.suddenly, progress=stop)
 
     @rule(job=jobs, count=counts)
     def the_disk_is_full(self, job: str, count: int) -> None:
@@ -151,7 +156,7 @@ class Interruptions(RuleBasedStateMachine):
             if ends_with is None or not isinstance(error, ends_with):
                 raise
         else:
-            assert ends_with is not Killed
+            assert ends_with is not self.suddenly
             same(result, undisturbed(job))
 
     @invariant()
@@ -175,12 +180,16 @@ def same(one: CompressedModel, other: CompressedModel) -> None:
             assert np.array_equal(value, other.packed[name].buffers[buffer]), (name, buffer)
 
 
-def machine(**options: Any) -> Callable[..., None]:
-    """Return the test of a machine of its own."""
-    case = type("Interruptions", (Interruptions,), {}).TestCase
-    case.settings = settings(deadline=None, suppress_health_check=list(HealthCheck), **options)
-    return case  # type: ignore[no-any-return]
+def run_machine(killed: type[BaseException], **options: Any) -> None:
+    """Run many sequences of interruptions, each from the beginning."""
+    chosen = settings(deadline=None, suppress_health_check=list(HealthCheck), **options)
+    run_state_machine_as_test(lambda: Interruptions(killed), settings=chosen)
 
 
-TestInterruptions = machine(max_examples=5, stateful_step_count=10, derandomize=True)
-TestManyInterruptions = pytest.mark.slow(machine(max_examples=200, stateful_step_count=30))
+def test_interruptions(killed: type[BaseException]) -> None:
+    run_machine(killed, max_examples=5, stateful_step_count=10, derandomize=True)
+
+
+@pytest.mark.slow
+def test_many_interruptions(killed: type[BaseException]) -> None:
+    run_machine(killed, max_examples=200, stateful_step_count=30)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 
 import edgesparse as es
 from edgesparse.budget import Budget
-from edgesparse.errors import BudgetExceeded, MissingDependency
+from edgesparse.errors import BudgetExceeded, MissingDependency, UsageError
 from edgesparse.exporters import EXPORTERS, Paced
 from edgesparse.model import CapturedModel
 from edgesparse.packed import FORMATS
@@ -31,15 +31,26 @@ class Runtime:
     """A target whose runtime multiplies with one format faster than with all others."""
 
     suffix, extra = ".fast", "fast"
-    accepts = frozenset({"dense4", "dense8", "nm4", "bitmask4"})
+    accepts = frozenset({"dense4", "dense8", "nm4", "bitmask4", "bitmask16"})
     packages: tuple[str, ...] = ()
 
     def __init__(self, rates: dict[str, float]) -> None:
         self.rates, self.calls = rates, 0
 
-    def product_rates(self, entries: Sequence[TensorPlan]) -> list[float]:
+    def product_rates(
+        self, entries: Sequence[TensorPlan], *, activations: str = "int16"
+    ) -> list[float]:
+        if activations not in ("int8", "int16"):
+            raise UsageError(f"activations {activations!r}: one of int8, int16")
         self.calls += 1
-        return [self.rates.get(entry.spec.name if entry.spec else "", OTHERS) for entry in entries]
+        pace = 0.5 if activations == "int8" else 1.0
+        names = [entry.spec.name if entry.spec else "" for entry in entries]
+        return [pace * self.rates.get(name, OTHERS) for name in names]
+
+    def routed_as(self, entry: TensorPlan, *, activations: str = "int16") -> str | None:
+        if entry.spec is None:
+            return None
+        return "float32" if entry.spec.bits == 16 else activations
 
     def predict_nbytes(self, made: Plan) -> int:
         return sum(entry.nbytes for entry in made.tensors)
@@ -60,14 +71,18 @@ def register(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture(scope="module")
-def llama() -> CapturedModel:
+def llama(random_llama: Callable[..., CapturedModel]) -> CapturedModel:
+    return random_llama(tied=False)
+
+
+@pytest.fixture(scope="module")
+def mixtral() -> CapturedModel:
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=512, max_position_embeddings=128,
-        tie_word_embeddings=False,
+    config = transformers.MixtralConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=64, num_local_experts=8, num_experts_per_tok=2,
     )  # fmt: skip
-    return es.load(transformers.LlamaForCausalLM(config).half().eval())
+    return es.load(transformers.MixtralForCausalLM(config).eval())
 
 
 @pytest.fixture
@@ -150,6 +165,103 @@ def test_a_runtime_that_is_not_installed_is_never_replaced(llama, register, own_
     runtime.packages = ("no_such_package",)
     with pytest.raises(MissingDependency, match="the target fast needs the package"):
         plan(llama, budget=Budget(latency="1s"), target="fast")
+
+
+class TestOptions:
+    """What the export will be given is what is timed."""
+
+    def test_the_plan_is_made_with_them_and_says_so(self, llama, register) -> None:
+        register(Runtime(DENSE_FASTEST))
+        limit, options = Budget(latency="1s"), {"activations": "int8"}
+        recipe = es.Recipe((es.Rule(kind="linear", bits=4, group_size=32, quantizer="rtn"),))
+        usual = plan(llama, recipe, budget=limit, target="fast")
+        made = plan(llama, recipe, budget=limit, target="fast", options=options)
+        assert made.latency_ns == usual.latency_ns / 2
+        assert (usual.options, made.options) == ({}, options)
+        assert "products of one token by fast with activations=int8, here" in str(made)
+        assert Plan.from_json(made.to_json()) == made
+        with pytest.raises(BudgetExceeded, match="by fast with activations=int8, here"):
+            plan(llama, recipe, budget=Budget(latency="1us"), target="fast", options=options)
+
+    def test_a_limit_only_they_keep_is_kept(self, llama, register) -> None:
+        register(Runtime({}))
+        limit = Budget(latency=sum(t.numel for t in llama.tensors if t.kind == "linear") * 5)
+        with pytest.raises(BudgetExceeded):
+            plan(llama, budget=limit, target="fast")
+        made = plan(llama, budget=limit, target="fast", options={"activations": "int8"})
+        assert made.latency_ns <= limit.latency
+
+    def test_without_a_limit_they_are_kept_for_the_export(self, llama, register) -> None:
+        register(Runtime({}))
+        options = {"activations": "int8"}
+        assert plan(llama, target="fast", options=options).options == options
+
+    @pytest.mark.parametrize(
+        ("target", "options", "words"),
+        [
+            ("fast", {"cache": "int8"}, "option 'cache': a plan for fast counts activations; give"),
+            ("fast", {"activations": "int7"}, "activations 'int7': one of int8, int16"),
+            ("coreml", {"activations": "int8"}, "a plan for coreml counts none"),
+            (None, {"activations": "int8"}, "a plan for no target counts none"),
+        ],
+    )
+    def test_others_are_refused(self, llama, register, target, options, words) -> None:
+        register(Runtime({}))
+        with pytest.raises(UsageError, match=words):
+            plan(llama, target=target, options=options)
+
+
+class TestExperts:
+    """A token meets the experts it is sent to where the runtime can hold them as one operator."""
+
+    ALONE = "model.layers.0.mlp.experts.down_proj.3.weight"
+    PACKED = es.Rule(kind="expert", bits=4, group_size=32, quantizer="rtn")
+
+    def numel(self, mixtral: CapturedModel, kind: str, name: str = "") -> int:
+        return sum(t.numel for t in mixtral.tensors if t.kind == kind and name in t.name)
+
+    def made(self, mixtral: CapturedModel, *rules: es.Rule) -> Plan:
+        return plan(mixtral, es.Recipe(rules), budget=Budget(latency="1s"), target="fast")
+
+    def test_with_one_left_as_it_is_all_are_computed(self, mixtral, register) -> None:
+        register(Runtime({"dense4": 1.0}))
+        layer, alone = (self.numel(mixtral, "expert", of) for of in ("layers.0", self.ALONE))
+        rest = OTHERS * self.numel(mixtral, "linear")
+        assert self.made(mixtral, self.PACKED).latency_ns == rest + layer / 4 + layer / 4
+        made = self.made(mixtral, es.Rule(name=self.ALONE, bits=16), self.PACKED)
+        assert made.latency_ns == rest + layer + (OTHERS - 1) * alone + layer / 4
+
+    def test_with_one_of_another_kind_of_activations_too(self, mixtral, register) -> None:
+        register(Runtime({"dense4": 1.0, "bitmask16": 1.0}))
+        half = es.Rule(name=self.ALONE, bits=16, pattern=es.Pattern(sparsity=0.5))
+        layer = self.numel(mixtral, "expert", "layers.0")
+        rest = OTHERS * self.numel(mixtral, "linear")
+        assert self.made(mixtral, half, self.PACKED).latency_ns == rest + layer + layer / 4
+
+    def test_a_choice_that_would_compute_all_is_made_only_within_the_limit(
+        self, mixtral, register
+    ) -> None:
+        """Left as they are, experts lose nothing: with time enough all are, else not."""
+        register(Runtime({"dense8": 1.0, "dense4": 1.0}))
+
+        def formats(made: Plan) -> set[str]:
+            experts = (entry for entry in made.tensors if entry.tensor.kind == "expert")
+            return {entry.spec.name if entry.spec else "" for entry in experts}
+
+        free = plan(mixtral, budget=Budget(latency="1s"), target="fast")
+        assert formats(free) == {""}
+        for part in (2, 8, 16):
+            limit = free.latency_ns // part
+            made = plan(mixtral, budget=Budget(latency=limit), target="fast")
+            assert made.latency_ns <= limit
+            assert formats(made) == {"dense8"}
+
+    def test_our_own_kernels_compute_only_those_a_token_meets(self, mixtral, own_rates) -> None:
+        recipe = es.Recipe((es.Rule(name=self.ALONE, bits=16), self.PACKED))
+        made = plan(mixtral, recipe, budget=Budget(latency="1s"))
+        experts, alone = (self.numel(mixtral, "expert", of) for of in ("", self.ALONE))
+        rest = 2 * self.numel(mixtral, "linear")
+        assert made.latency_ns == rest + (0.5 * (experts - alone) + 2 * alone) / 4
 
 
 @pytest.mark.parametrize("target", list(EXPORTERS))

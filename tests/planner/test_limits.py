@@ -19,14 +19,8 @@ transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
-def llama():
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=512, max_position_embeddings=128,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    return es.load(transformers.LlamaForCausalLM(config).half().eval())
+def llama(random_llama):
+    return random_llama(tied=True)
 
 
 @pytest.fixture

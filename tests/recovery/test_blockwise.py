@@ -1,6 +1,7 @@
 """Block-wise recovery: every block gets closer to the dense one, and says so; it can go on."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from edgesparse.model import CapturedModel, CompressedModel, TensorKind
 from edgesparse.recovery import BlockProgress, recover_blockwise
 from edgesparse.runtime.modules import build_decoded
 
+Kill = Callable[[int], AbstractContextManager[Callable[[BlockProgress], None]]]
 TOKENS = torch.randint(0, 60, (2000,), generator=torch.Generator().manual_seed(0))
 SHORT = {"data": TOKENS[:256], "steps": 4, "batch": 8, "windows": 16, "window": 16}
 
@@ -98,18 +100,6 @@ def test_a_model_that_is_no_chain_is_refused() -> None:
         recover_blockwise(small(model), data=data, steps=1)
 
 
-class Killed(BaseException):
-    """As sudden as a signal: no handler of the library sees it."""
-
-
-def killed_after(count: int) -> Callable[[BlockProgress], None]:
-    def progress(step: BlockProgress) -> None:
-        if step.done == count:
-            raise Killed
-
-    return progress
-
-
 def same(one: CompressedModel, other: CompressedModel) -> None:
     assert list(one.packed) == list(other.packed)
     for name, packed in one.packed.items():
@@ -123,14 +113,14 @@ def same(one: CompressedModel, other: CompressedModel) -> None:
     ("bits", "scheme"), [(4, "symmetric"), (3, "asymmetric"), (2, "table"), (16, "symmetric")]
 )
 def test_interrupted_after_any_block_it_comes_out_the_same(
-    tmp_path: Path, bits: int, scheme: str
+    tmp_path: Path, bits: int, scheme: str, killed_after: Kill
 ) -> None:
     before, seen = small(captured(), bits, scheme), list[BlockProgress]()
     whole = recover_blockwise(before, **SHORT, progress=seen.append)
     for count in (1, 2, 3):
         journal, again = tmp_path / str(count), list[BlockProgress]()
-        with pytest.raises(Killed):
-            recover_blockwise(before, **SHORT, journal=journal, progress=killed_after(count))
+        with killed_after(count) as progress:
+            recover_blockwise(before, **SHORT, journal=journal, progress=progress)
         assert len(list(journal.glob("*.safetensors"))) == count
         same(whole, recover_blockwise(before, **SHORT, journal=journal, progress=again.append))
         assert again == seen
@@ -161,12 +151,12 @@ def test_a_block_that_was_damaged_is_trained_again(tmp_path: Path) -> None:
 
 
 def test_another_job_is_refused_and_the_difference_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: Kill
 ) -> None:
     model = captured()
     before = small(model)
-    with pytest.raises(Killed):
-        recover_blockwise(before, **SHORT, journal=tmp_path, progress=killed_after(1))
+    with killed_after(1) as progress:
+        recover_blockwise(before, **SHORT, journal=tmp_path, progress=progress)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def refused(words: str, compressed: CompressedModel = before, **changed: object) -> None:

@@ -24,13 +24,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgesparse.packed import Codes, matrix_shape
+from edgesparse.errors import UsageError
+from edgesparse.packed import Codes, FormatSpec, matrix_shape
 
 ACTIVATIONS = ("int8", "int16", "float32")
 """How activations enter our operators."""
 
 _DIGIT = 256  # of int16 activations: value = 256 high + low
 _RANGES = {"int8": 127.0, "int16": 32512.0}
+
+
+def require_activations(name: str) -> None:
+    """Refuse activations that our operators do not take.
+
+    Raises:
+        UsageError: They are none of ``ACTIVATIONS``.
+    """
+    if name not in ACTIVATIONS:
+        raise UsageError(f"activations {name!r}: one of {', '.join(ACTIVATIONS)}")
+
+
+def activations_for(spec: FormatSpec, shape: tuple[int, ...], wanted: str) -> str:
+    """Return ``wanted``, or float32 for weights whose kernels have no integer product."""
+    quads = spec.group_size % 4 == 0 or spec.group_size >= matrix_shape(shape)[1]
+    return wanted if spec.bits != 16 and quads and spec.group_size <= 65536 else "float32"
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from edgesparse.batchnorm import absorb
 from edgesparse.errors import Unsupported
-from edgesparse.packed import Codes, PackedTensor, matrix_shape
+from edgesparse.packed import Codes, PackedTensor
 from edgesparse.pointwise import is_patchwise, is_pointwise
 from edgesparse.runtime.modules import build_decoded
-from edgesparse_converters.executorch.arithmetic import DynamicLinear, PackedReference
+from edgesparse_converters.executorch.arithmetic import (
+    DynamicLinear,
+    PackedReference,
+    activations_for,
+)
 from edgesparse_converters.executorch.embedding import QuantizedEmbedding
 from edgesparse_converters.executorch.lowering import Form, Use
 from edgesparse_converters.executorch.operators import (
@@ -114,8 +118,8 @@ def _exported(owner: nn.Module, use: Use, packed: PackedTensor, *, activations: 
     if use.form is Form.PACKED:
         if isinstance(owner, nn.Embedding):
             return PackedEmbedding(packed)
-        linear = PackedLinear(packed, _bias(owner), activations_for(packed, activations))
-        return _in_place_of(owner, linear)
+        wanted = activations_for(packed.spec, packed.shape, activations)
+        return _in_place_of(owner, PackedLinear(packed, _bias(owner), wanted))
     if isinstance(owner, nn.Embedding):
         return QuantizedEmbedding(packed.codes)
     setattr(owner, use.attribute, nn.Parameter(xnnpack_weight(packed.codes, use.name), False))
@@ -128,16 +132,9 @@ def _reference(owner: nn.Module, use: Use, packed: PackedTensor, *, activations:
     if use.form in (Form.XNNPACK4, Form.XNNPACK8):
         return DynamicLinear(torch.from_numpy(packed.decode()), _bias(owner))
     if use.form is Form.PACKED:
-        wanted = activations_for(packed, activations)
+        wanted = activations_for(packed.spec, packed.shape, activations)
         return _in_place_of(owner, PackedReference(packed.codes, _bias(owner), wanted))
     return owner
-
-
-def activations_for(packed: PackedTensor, wanted: str) -> str:
-    """Return ``wanted``, or float32 for weights whose kernels have no integer product."""
-    spec, columns = packed.spec, matrix_shape(packed.shape)[1]
-    quads = spec.group_size % 4 == 0 or spec.group_size >= columns
-    return wanted if spec.bits != 16 and quads and spec.group_size <= 65536 else "float32"
 
 
 def _in_place_of(owner: nn.Module, linear: nn.Module) -> nn.Module:

@@ -42,8 +42,8 @@ LENGTHS_ALONE = (
     "float16, keeps its cache in float16 state of its own and its weights in the program"
 )
 ONE_BY_ONE = (
-    "a prompt is read token by token: the state belongs to one method, so that prefill would have "
-    "a cache of its own; a .mlpackage has both over one cache"
+    "a prompt is read token by token: ExecuTorch's runtime makes new state for every method, so "
+    "that prefill would have a cache of its own; a .mlpackage has both over one cache"
 )
 
 
@@ -131,6 +131,7 @@ def lower(
     *_, (_, module, inputs) = functions(compressed, options)  # one token, if there is a cache
     with translate.storing(storage):
         program = convert.trace(module, inputs, fused_attention=False)
+        _forget_unread(program)
         names = interface.output_names(module, inputs)
         record = {
             "weights": storage.names,
@@ -145,6 +146,26 @@ def lower(
         data=data,
         lowering={name: f"Core ML: {describe(form)}" for name, form in storage.written.items()},
     )
+
+
+def _forget_unread(program: ExportedProgram) -> None:
+    """Take constants out of a program that it does not read: a tied weight under its second name.
+
+    Outside of the delegate they would be written once more.
+    """
+    from torch.export.graph_signature import InputKind
+
+    signature = program.graph_signature
+    written = set(signature.buffers_to_mutate.values())
+    places = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for spec in list(signature.input_specs):
+        place = places[spec.arg.name]
+        if spec.kind is not InputKind.USER_INPUT and not place.users and spec.target not in written:
+            signature.input_specs.remove(spec)
+            program.graph.erase_node(place)
+            for values in (program.state_dict, program.constants):  # either would bring it back
+                values.pop(spec.target, None)
+    program.graph_module.recompile()
 
 
 class _Border:

@@ -42,7 +42,7 @@ class ExecutorchExporter:
         activations: str = "int16",
         tokens: int | None = None,
         context: int | None = None,
-        prefill: int = 32,
+        prefill: int | None = None,
         cache: str = "float32",
         cases: int = 0,
         apart: bool = False,
@@ -61,7 +61,7 @@ class ExecutorchExporter:
             context: Positions of a language model's cache: the program then has the methods
                 ``forward`` for one token and ``prefill`` for several, see ``cached``. None writes
                 one method without a cache.
-            prefill: Tokens a call of ``prefill`` takes.
+            prefill: Tokens a call of ``prefill`` takes; None is 32. Not with a Core ML delegate.
             cache: How the cache keeps keys and values: ``float32``, or ``int8`` with a scale for
                 every token and head, which takes our operators and a good quarter of the memory.
             cases: How many random inputs to write, with the outputs they should give, into a
@@ -76,7 +76,7 @@ class ExecutorchExporter:
                 the weights it should.
         """
         from edgesparse_converters.executorch.apart import SUFFIX
-        from edgesparse_converters.executorch.arithmetic import ACTIVATIONS
+        from edgesparse_converters.executorch.arithmetic import require_activations
         from edgesparse_converters.executorch.assemble import build_module
         from edgesparse_converters.executorch.caching import CACHES
         from edgesparse_converters.executorch.cases import bundle_cases
@@ -86,16 +86,21 @@ class ExecutorchExporter:
         from edgesparse_converters.executorch.metadata import METHOD, write_metadata
         from edgesparse_converters.executorch.methods import cached_methods, plain_methods
 
-        if activations not in ACTIVATIONS:
-            raise UsageError(f"activations {activations!r}: one of {', '.join(ACTIVATIONS)}")
+        require_activations(activations)
         if lowering == COREML:
             from edgesparse_converters.executorch import coreml_lowering
 
             if (activations, cache) != ("int16", "float32") or cases or apart:
                 raise UsageError(coreml_lowering.LENGTHS_ALONE)
+            if prefill is not None:
+                raise UsageError(
+                    f"prefill={prefill} with lowering=coreml: {coreml_lowering.ONE_BY_ONE}"
+                )
             return coreml_lowering.export(compressed, path, tokens=tokens, context=context)
         if cache not in CACHES or (cache != "float32" and context is None):
             raise UsageError(f"cache {cache!r}: one of {', '.join(CACHES)}, with context")
+        if prefill is not None and context is None:
+            raise UsageError(f"prefill={prefill} without context: there is no cache to fill")
         if apart and cases:
             raise UsageError("a bundled program has no place for weights apart; drop one of both")
         uses = plan_uses(compressed, compressed.captured.skeleton(), lowering)
@@ -104,8 +109,8 @@ class ExecutorchExporter:
             methods, constants = plain_methods(compressed.captured, module, tokens)
         else:
             methods, constants = cached_methods(
-                compressed.captured, module, context, prefill, cache=cache,
-                stock=all(use.form is not Form.PACKED for use in uses),
+                compressed.captured, module, context, 32 if prefill is None else prefill,
+                cache=cache, stock=all(use.form is not Form.PACKED for use in uses),
             )  # fmt: skip
         constants[METHOD] = write_metadata(methods["forward"], uses, activations, cache)
         traced = {name: trace(method.module, method.inputs) for name, method in methods.items()}
@@ -209,11 +214,19 @@ class ExecutorchExporter:
         what = "forward, one token" if "prefill" in program.methods else "forward"
         return measure(path, zeros(program, "forward"), what=what, runs=runs, threads=threads)
 
-    def product_rates(self, entries: Sequence[TensorPlan]) -> Sequence[float]:
+    def product_rates(
+        self, entries: Sequence[TensorPlan], *, activations: str = "int16"
+    ) -> Sequence[float]:
         """Time the products with these tensors; see ``edgesparse.exporters.Paced``."""
         from edgesparse_converters.executorch.rates import product_rates
 
-        return product_rates(entries)
+        return product_rates(entries, activations)
+
+    def routed_as(self, entry: TensorPlan, *, activations: str = "int16") -> str | None:
+        """Return which kind of ``edgesparse::routed`` could hold an expert's matrix."""
+        from edgesparse_converters.executorch.rates import routed_as
+
+        return routed_as(entry, activations)
 
     def run(
         self, path: Path, inputs: Mapping[str, NDArray[Any]], *, method: str = "forward"

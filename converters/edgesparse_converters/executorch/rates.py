@@ -1,10 +1,10 @@
 """How long the runtime takes for the product of one token with a weight, measured on this host.
 
-A layer of random weights is exported as ``export`` does it without options, and run in a child
-process on one thread, over so many copies of the file that weights come from memory. What a call of
-the runtime takes whatever it computes is in the time: 10 µs of 150 to 1,000.
+A layer of random weights is exported as ``export`` does it, without options but the activations,
+and run in a child process on one thread, over so many copies of the file that weights come from
+memory. What a call of the runtime takes whatever it computes is in the time: 10 µs of 150 to 1,000.
 
-    rates-<key>.json   {"version": 1, "rates": {lowering: {weight: nanoseconds a weight}}}
+    rates-<key>.json   {"version": 1, "rates": {kernel: {weight: nanoseconds a weight}}}
 
 ``key`` is the SHA-256 of everything the times depend on beside the layer: the processor, the
 version of the runtime, the sources of our kernels; see ``edgesparse.store.measurements``.
@@ -36,6 +36,7 @@ from edgesparse.planner.speed import COLUMNS, ROWS, STREAMED_NBYTES, random_weig
 from edgesparse.planner.types import Plan, TensorPlan
 from edgesparse.recipe import Rule
 from edgesparse.store.measurements import Measurements, read_measurements, write_measurements
+from edgesparse_converters.executorch.arithmetic import activations_for, require_activations
 from edgesparse_converters.executorch.lowering import automatic
 from edgesparse_converters.executorch.native import CACHE_VARIABLE, cache_folder, fingerprint
 from edgesparse_converters.executorch.program import read_program
@@ -47,6 +48,7 @@ VERSION = 1
 _log = logging.getLogger(__name__)
 _TIMEOUT = 3600.0
 _WHAT = "rates"
+_UNNAMED = "int16"  # activations that the name of a kernel leaves out
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,18 @@ class Layer:
     Attributes:
         lowering: ``packed``, ``xnnpack`` or ``float32``.
         spec: How the weight is packed; None for float32.
+        activations: How they enter our operators; of no meaning for others.
     """
 
     lowering: str
     spec: FormatSpec | None = None
+    activations: str = _UNNAMED
+
+    @property
+    def kernel(self) -> str:
+        """What computes it: the name its rates are kept under."""
+        named = self.activations != _UNNAMED
+        return f"{self.lowering} {self.activations}" if named else self.lowering
 
     @property
     def weight(self) -> str:
@@ -71,25 +81,28 @@ class Layer:
         return f"{self.spec.name} g{self.spec.group_size}{removed}"
 
 
-def product_rates(entries: Sequence[TensorPlan]) -> list[float]:
-    """Return nanoseconds a weight for each entry; see ``edgesparse.exporters.Paced``."""
-    layers, known = [layer_of(entry) for entry in entries], _known()
+def product_rates(entries: Sequence[TensorPlan], activations: str) -> list[float]:
+    """Return nanoseconds a weight for each entry; see ``edgesparse.exporters.Paced``.
+
+    Raises:
+        UsageError: No such activations.
+    """
+    require_activations(activations)
+    layers, known = [layer_of(entry, activations) for entry in entries], _known()
     unknown = [
-        layer
-        for layer in dict.fromkeys(layers)
-        if layer.weight not in known.get(layer.lowering, {})
+        layer for layer in dict.fromkeys(layers) if layer.weight not in known.get(layer.kernel, {})
     ]
     if unknown:
         _log.info("timing %d kinds of layers in ExecuTorch's runtime", len(unknown))
         for layer, rate in zip(unknown, measure_rates(unknown), strict=True):
-            known.setdefault(layer.lowering, {})[layer.weight] = rate
+            known.setdefault(layer.kernel, {})[layer.weight] = rate
         if (path := rates_path()) is not None:
             write_measurements(path, _WHAT, known, version=VERSION)
-    return [known[layer.lowering][layer.weight] for layer in layers]
+    return [known[layer.kernel][layer.weight] for layer in layers]
 
 
-def layer_of(entry: TensorPlan) -> Layer:
-    """Return what a tensor becomes in a program with ``lowering="auto"``."""
+def layer_of(entry: TensorPlan, activations: str) -> Layer:
+    """Return what a tensor becomes in a program with ``lowering="auto"`` and these activations."""
     if entry.spec is None:
         return Layer("float32")
     spec, shape = entry.spec, entry.tensor.shape
@@ -98,7 +111,17 @@ def layer_of(entry: TensorPlan) -> Layer:
     )
     per_row = spec.group_size >= entry.tensor.matrix_shape[1]
     group_size = COLUMNS if per_row else spec.group_size
-    return Layer(lowering, replace(spec, group_size=group_size, pattern=_pattern_read(spec)))
+    timed = replace(spec, group_size=group_size, pattern=_pattern_read(spec))
+    if lowering != "packed":
+        return Layer(lowering, timed)
+    return Layer(lowering, timed, activations_for(spec, shape, activations))
+
+
+def routed_as(entry: TensorPlan, activations: str) -> str | None:
+    """Return the activations of ``edgesparse::routed`` for an expert; None for one not packed."""
+    if entry.spec is None:
+        return None
+    return activations_for(entry.spec, entry.tensor.shape, activations)
 
 
 def _kinds(tensor: TensorInfo) -> list[str]:
@@ -144,7 +167,7 @@ def _export(layer: Layer, path: Path) -> None:
         kept={} if packed else captured.weights(),
         plan=Plan(tensors=(), nbytes=0, budget=Budget()),
     )
-    EXPORTER.export(compressed, path, lowering=layer.lowering)
+    EXPORTER.export(compressed, path, lowering=layer.lowering, activations=layer.activations)
 
 
 @lru_cache(maxsize=1)

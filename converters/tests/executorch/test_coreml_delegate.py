@@ -135,6 +135,12 @@ def test_what_it_cannot_be_is_refused(small: CompressedModel, tmp_path: Path) ->
             es.export(small, path=path, lowering="coreml", **option)
     with pytest.raises(UsageError, match="language models"):
         es.export(small, path=path, lowering="coreml", context=64)
+    with pytest.raises(
+        UsageError, match="prefill=8 with lowering=coreml: a prompt is read token by"
+    ):
+        es.export(small, path=path, lowering="coreml", context=64, prefill=8)
+    with pytest.raises(UsageError, match="prefill=8 without context"):
+        es.export(small, path=path, prefill=8)
     with pytest.raises(UsageError, match="coreml for the whole model"):
         es.export(small, path=path, lowering={"first*": "coreml"})
     assert not path.exists()
@@ -220,6 +226,25 @@ def test_a_language_model_that_keeps_its_cache_in_the_delegate(
     with torch.no_grad():
         logits = build_decoded(language_model)(input_ids=torch.from_numpy(tokens)[None]).logits
     np.testing.assert_allclose(found, logits[0].numpy(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_a_tied_weight_is_in_the_file_once(
+    language_model: CompressedModel, tmp_path: Path, sparsity: float
+) -> None:
+    """The traced program has it under both its names, and reads one: the other stood beside it."""
+    rule = es.Rule(
+        pattern=es.Pattern(sparsity=sparsity), method="magnitude", bits=4, group_size=32,
+        quantizer="rtn",
+    )  # fmt: skip
+    captured = language_model.captured
+    tied = es.compress(captured, es.plan(captured, recipe=es.Recipe((rule,))))
+    artifact = es.export(tied, path=tmp_path / "tied.pte", lowering="coreml", tokens=8)
+    program = read_program(artifact.path)
+    assert program.constants_nbytes == 0
+    verdict = es.validate(artifact, tied)
+    assert verdict.ok, verdict
+    assert all(layer.equal for layer in verdict.layers)
 
 
 class Fractions(nn.Module):

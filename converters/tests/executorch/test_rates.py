@@ -11,6 +11,7 @@ from edgesparse_converters.executorch import EXPORTER, rates
 from edgesparse_converters.executorch.rates import Layer, layer_of, measure_rates, rates_path
 
 import edgesparse as es
+from edgesparse.errors import UsageError
 from edgesparse.exporters import Paced
 from edgesparse.model import TensorInfo, TensorKind
 from edgesparse.packed import FORMATS
@@ -59,19 +60,37 @@ def forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_what_is_timed_is_what_export_writes(
     tensor: TensorInfo, bits: int, group_size: int, pattern: Pattern, lowering: str, weight: str
 ) -> None:
-    layer = layer_of(planned(tensor, bits, group_size, pattern))
+    layer = layer_of(planned(tensor, bits, group_size, pattern), "int16")
     assert (layer.lowering, layer.weight) == (lowering, weight)
 
 
 def test_what_xnnpack_cannot_take_is_timed_as_packed() -> None:
     """300 columns do not divide into groups of 32."""
     odd = replace(LINEAR, shape=(512, 300))
-    assert layer_of(planned(odd, 4, 32)).lowering == "packed"
+    assert layer_of(planned(odd, 4, 32), "int16").lowering == "packed"
 
 
 def test_what_is_left_as_it_is_is_float32() -> None:
     entry = TensorPlan(tensor=LINEAR, rule=None, spec=None, nbytes=LINEAR.nbytes)
-    assert layer_of(entry) == Layer("float32")
+    assert layer_of(entry, "int8") == Layer("float32")
+    assert EXPORTER.routed_as(entry) is None
+
+
+def test_activations_are_those_of_the_export() -> None:
+    """Only our operators have a choice; what has no integer product is timed in float32."""
+    half = Pattern(sparsity=0.5)
+    entries = {
+        "packed int8": planned(LINEAR, 3, 32),
+        "xnnpack": planned(LINEAR, 4, 32),
+        "packed float32": planned(LINEAR, 16, 32, half),
+    }
+    for kernel, entry in entries.items():
+        assert layer_of(entry, "int8").kernel == kernel
+    assert layer_of(entries["packed int8"], "int16").kernel == "packed"  # as it was always named
+    assert EXPORTER.routed_as(planned(EXPERT, 3, 32), activations="int8") == "int8"
+    assert EXPORTER.routed_as(planned(EXPERT, 16, 32, half), activations="int8") == "float32"
+    with pytest.raises(UsageError, match="activations 'int7': one of int8, int16, float32"):
+        EXPORTER.product_rates([], activations="int7")
 
 
 def test_the_runtime_is_timed_once(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +136,10 @@ def test_through_the_runtime() -> None:
     assert isinstance(EXPORTER, Paced)
     dense = FORMATS.get("dense4").spec(group_size=128, pattern=DENSE)
     masked = FORMATS.get("bitmask4").spec(group_size=128, pattern=Pattern(sparsity=0.5))
-    layers = [Layer("float32"), Layer("xnnpack", dense), Layer("packed", masked)]
+    layers = [
+        Layer("float32"), Layer("xnnpack", dense), Layer("packed", masked),
+        Layer("packed", masked, "int8"),
+    ]  # fmt: skip
     found = measure_rates(layers)
-    assert len(found) == 3
+    assert len(found) == 4
     assert all(0 < rate < 1e6 for rate in found)
