@@ -14,7 +14,7 @@
 namespace edgesparse_executorch {
 namespace {
 
-constexpr int64_t kProductsPerTask = 1 << 17;
+constexpr int64_t kProductsPerTask = 1 << 15;
 constexpr int64_t kScaleNbytes = 4;
 
 bool describe(const Tensor& query, const Tensor& keys, const Tensor& values, const Tensor& mask,

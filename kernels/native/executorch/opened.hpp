@@ -51,15 +51,34 @@ inline bool same(const edgesparse_pack& a, const edgesparse_pack& b) {
          equal(a.scales, b.scales) && equal(a.index, b.index);
 }
 
+// Packs that are known, by the address of their codes. With one place for an address two weights of a
+// model can want the same one and be checked at every token in turns; so each has a few.
+class Known {
+ public:
+  // The entry of `pack`, or the one to overwrite with it.
+  Opened& entry(const edgesparse_pack& pack) {
+    const uint64_t home = mix(7, reinterpret_cast<uintptr_t>(pack.codes.data)) >> 40;
+    Opened* vacant = nullptr;
+    for (uint64_t i = 0; i < kPlaces; ++i) {
+      Opened& at = table_[(home + i) % kEntries];
+      if (same(at.pack, pack)) return at;
+      if (!vacant && !at.pack.codes.data) vacant = &at;
+    }
+    return vacant ? *vacant : table_[home % kEntries];
+  }
+
+ private:
+  static constexpr uint64_t kEntries = 1024, kPlaces = 16;
+  Opened table_[kEntries];
+};
+
 // Check `pack` unless it is known, and describe it in `matrix`; false when its buffers are wrong.
 inline bool open_once(const edgesparse_pack& pack, edgesparse_matrix* matrix) {
-  constexpr size_t kEntries = 1024;  // power of two; a collision only costs a check
-  static Opened table[kEntries];
+  static Known known;
   static std::mutex mutex;
-  const auto key = reinterpret_cast<uintptr_t>(pack.codes.data);
-  Opened& entry = table[mix(7, key) >> 40 & (kEntries - 1)];
   const uint64_t print = fingerprint(pack);
   const std::lock_guard<std::mutex> lock(mutex);
+  Opened& entry = known.entry(pack);
   if (entry.pack.codes.data && entry.fingerprint == print && same(entry.pack, pack)) {
     *matrix = entry.matrix;
     return true;

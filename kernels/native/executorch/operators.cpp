@@ -22,7 +22,7 @@
 namespace edgesparse_executorch {
 namespace {
 
-constexpr int64_t kWeightsPerTask = 1 << 17;  // below this a second thread costs more than it gives
+constexpr int64_t kWeightsPerTask = 1 << 16;  // below this a second thread costs more than it gives
 
 // out[m] = weight x[m] + bias, with the threads of the runtime.
 Error multiply(const edgesparse_matrix& matrix, const float* x, int64_t batch,

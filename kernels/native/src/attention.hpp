@@ -58,12 +58,15 @@ struct Attending {
   int64_t room() const { return rows * (call.positions + kLanes) + call.width; }
 };
 
-// Return row `position` of a cached head as floats, decoded into `room` where it is int8.
+// Return row `position` of a cached head as floats: where it lies if it can be read there, else copied
+// or decoded into `room`.
 inline const float* cached_row(const Attending& at, const void* cache, int64_t head,
                                int64_t position, float* room) {
   const auto* row = static_cast<const uint8_t*>(cache) +
                     (head * at.call.positions + position) * at.row_nbytes;
   if (!at.call.byte_cache) {
+    if (reinterpret_cast<uintptr_t>(row) % alignof(float) == 0)
+      return reinterpret_cast<const float*>(row);
     std::memcpy(room, row, static_cast<size_t>(at.row_nbytes));
     return room;
   }

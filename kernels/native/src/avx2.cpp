@@ -1,4 +1,4 @@
-// AVX2: bytes are expanded with a table of shuffles.
+// AVX2: bytes are expanded by shuffles, in an order computed from the masks.
 #include "dispatch.hpp"
 
 #if defined(__AVX2__) && defined(__FMA__)
@@ -13,6 +13,7 @@ namespace edgesparse {
 struct Avx2 : Portable {
   static constexpr bool kOffset = true;
   static constexpr bool kFused = true;
+  static constexpr bool kStaged = true;
 
   struct Sums {
     __m256i low, high;
@@ -32,10 +33,31 @@ struct Avx2 : Portable {
     low = low_nibbles(bytes);
     high = high_nibbles(bytes);
   }
+  // Orders of some octets, computed before the first of them is expanded: then codes are all that an
+  // octet waits for. In one loop with the products the two chains fill the schedulers of vector units.
+  class Orders {
+   public:
+    void stage(const uint8_t* masks, int64_t first, int64_t count) {
+      first_ = first;
+      for (int64_t i = 0; i < count; ++i) {
+        const CellOrders cells(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(masks + 16 * (first + i))));
+        store_both(cells.first(), of_[i]);
+        store_both(cells.second(), of_[i] + 2);
+      }
+      // Else GCC 12 moves sums from register to register in the loop that follows: a twentieth more.
+      asm volatile("" : : : "memory");
+    }
+    const __m256i* of(int64_t octet) const { return of_[octet - first_]; }
+
+   private:
+    int64_t first_;
+    __m256i of_[kNarrow][4];
+  };
   static void expand_octet(const uint8_t*& evens, const uint8_t*& odds, const uint8_t* masks,
-                           Lanes& low, Lanes& high) {
-    low = low_nibbles(offset_codes(expand_bytes(evens, masks)));
-    high = high_nibbles(offset_codes(expand_bytes(odds, masks + 8)));
+                           const __m256i* orders, Lanes& low, Lanes& high) {
+    low = low_nibbles(offset_codes(expand_cell(evens, masks, {orders[0], orders[1]})));
+    high = high_nibbles(offset_codes(expand_cell(odds, masks + 8, {orders[2], orders[3]})));
   }
   static Pair start(int32_t value) {
     const __m256i all = _mm256_set1_epi32(value), none = _mm256_setzero_si256();
@@ -53,12 +75,7 @@ struct Avx2 : Portable {
   static void dot_high(Pair& sums, const Lanes& high, const int8_t* digits) {
     dot_low(sums, high, digits);
   }
-  static void widen(Pair& sums) {
-    const __m256i ones = _mm256_set1_epi16(1), none = _mm256_setzero_si256();
-    sums.wide.low = _mm256_add_epi32(sums.wide.low, _mm256_madd_epi16(sums.narrow.low, ones));
-    sums.wide.high = _mm256_add_epi32(sums.wide.high, _mm256_madd_epi16(sums.narrow.high, ones));
-    sums.narrow = {none, none};
-  }
+  static void widen(Pair& sums) { add_wide(sums.wide, sums.narrow); }
 
   static Bytes repeat4(const int8_t* x) {
     const __m256i four = _mm256_set1_epi32(static_cast<int>(load_u32(u8(x))));
@@ -117,7 +134,8 @@ struct Avx2 : Portable {
     const __m128i amount = _mm_cvtsi32_si128(shift);
     const __m256i bits = _mm256_set1_epi8(static_cast<char>(low));
     const auto* bytes = reinterpret_cast<const uint8_t*>(&mask);
-    const Lanes cell = expand_bytes(codes, bytes);
+    const CellOrders orders(_mm_set1_epi64x(static_cast<int64_t>(mask)));
+    const Lanes cell = expand_cell(codes, bytes, orders.first());
     auto* to = reinterpret_cast<__m256i*>(lanes);
     _mm256_storeu_si256(to, _mm256_and_si256(_mm256_srl_epi16(cell.first, amount), bits));
     _mm256_storeu_si256(to + 1, _mm256_and_si256(_mm256_srl_epi16(cell.second, amount), bits));
@@ -150,11 +168,10 @@ struct Avx2 : Portable {
   }
 
   static void narrow_quads(Sums& sums, const uint8_t* lanes, const int8_t* digits, int64_t quads) {
-    Pair pair = {sums, {_mm256_setzero_si256(), _mm256_setzero_si256()}};
-    for (int64_t quad = 0; quad < quads; widen(pair))
+    Sums narrow = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int64_t quad = 0; quad < quads; add_wide(sums, narrow))
       for (const int64_t stop = min(quad + 2 * kNarrow, quads); quad < stop; ++quad)
-        add_narrow(pair.narrow, load_bytes(lanes + kCell * quad), repeat4(digits + kQuad * quad));
-    sums = pair.wide;
+        add_narrow(narrow, load_bytes(lanes + kCell * quad), repeat4(digits + kQuad * quad));
   }
 
   static void float_dots(float* totals, const uint8_t* lanes, const uint8_t* x, int64_t quads,
@@ -226,15 +243,79 @@ struct Avx2 : Portable {
     narrow.low = _mm256_add_epi16(narrow.low, _mm256_maddubs_epi16(lanes.first, digits.first));
     narrow.high = _mm256_add_epi16(narrow.high, _mm256_maddubs_epi16(lanes.second, digits.second));
   }
-  // The next cell of a stream, which moves on. What bounds this is the number of instructions: counts
-  // and bytes of the mask come from memory, each in one.
-  static Lanes expand_bytes(const uint8_t*& codes, const uint8_t* mask) {
-    const uint8_t *first = codes, *second = codes + popcount(load_u16(mask));
-    const uint8_t* third = codes + popcount(load_u32(mask));
+  // Which code every lane of two cells takes, counted from the first code of its sixteen lanes, or at
+  // least 0x80, which a shuffle turns into 0. Rows are looked up by the four bits of their mask, all of
+  // both cells at once and a column at a time; no table in memory, no byte of a mask to address it.
+  class CellOrders {
+   public:
+    explicit CellOrders(__m128i masks) {
+      const __m256i rows = row_masks(masks);
+      const __m256i counts = look_up(kRows.count, rows);
+      // Bytes of a product by ones are sums: the codes of the rows before, of four that share a load.
+      // A compiler that knew the factor would take five instructions for it.
+      __m256i ones = _mm256_set1_epi32(0x01010100);
+      asm("" : "+x"(ones));
+      const __m256i before = _mm256_mullo_epi32(counts, ones);
+      for (int column = 0; column < kQuad; ++column)
+        columns_[column] = _mm256_add_epi8(look_up(kRows.place[column], rows), before);
+    }
+    Lanes first() const {
+      return in_order(_mm256_unpacklo_epi8(columns_[0], columns_[1]),
+                      _mm256_unpacklo_epi8(columns_[2], columns_[3]));
+    }
+    Lanes second() const {
+      return in_order(_mm256_unpackhi_epi8(columns_[0], columns_[1]),
+                      _mm256_unpackhi_epi8(columns_[2], columns_[3]));
+    }
+
+   private:
+    // The four bits of every row: of rows 0-3 and 8-11 of both cells, then of the others.
+    static __m256i row_masks(__m128i masks) {
+      const __m256i places = _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13,  //
+                                              2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15);
+      const __m256i twice = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(masks), places);
+      const auto either = static_cast<int16_t>(0xF00F);
+      // 16 times the upper four bits of a byte moves them to the next one.
+      return _mm256_maddubs_epi16(_mm256_and_si256(twice, _mm256_set1_epi16(either)),
+                                  _mm256_set1_epi16(16 << 8 | 1));
+    }
+    static __m256i look_up(const uint8_t* table, __m256i rows) {
+      const auto* at = reinterpret_cast<const __m128i*>(table);
+      return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(at)), rows);
+    }
+    static Lanes in_order(__m256i left, __m256i right) {
+      return {_mm256_unpacklo_epi16(left, right), _mm256_unpackhi_epi16(left, right)};
+    }
+
+    __m256i columns_[kQuad];
+  };
+
+  static void store_both(const Lanes& lanes, __m256i* to) {
+    _mm256_store_si256(to, lanes.first);
+    _mm256_store_si256(to + 1, lanes.second);
+  }
+  // Adds sums of 16 bits to wider ones, and begins new ones.
+  static void add_wide(Sums& wide, Sums& narrow) {
+    const __m256i ones = _mm256_set1_epi16(1), none = _mm256_setzero_si256();
+    wide.low = _mm256_add_epi32(wide.low, _mm256_madd_epi16(narrow.low, ones));
+    wide.high = _mm256_add_epi32(wide.high, _mm256_madd_epi16(narrow.high, ones));
+    narrow = {none, none};
+  }
+  // The next cell of a stream, which moves on. Sixteen lanes take at most sixteen codes that lie
+  // together.
+  static Lanes expand_cell(const uint8_t*& codes, const uint8_t* mask, const Lanes& order) {
+    const uint8_t *second = codes + popcount(load_u16(mask)), *third = codes + popcount(load_u32(mask));
+    const uint8_t* fourth = second + popcount(load_u32(mask + 2));
+    const Lanes cell = {_mm256_shuffle_epi8(sixteens(codes, second), order.first),
+                        _mm256_shuffle_epi8(sixteens(third, fourth), order.second)};
     codes += popcount(load_u64(mask));
-    const uint8_t* fourth = codes - popcount(load_u16(mask + 6));
-    return {_mm256_set_m128i(sixteen(second, mask + 2), sixteen(first, mask)),
-            _mm256_set_m128i(sixteen(fourth, mask + 6), sixteen(third, mask + 4))};
+    return cell;
+  }
+  static __m256i sixteens(const uint8_t* low, const uint8_t* high) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(sixteen(low)), sixteen(high), 1);
+  }
+  static __m128i sixteen(const uint8_t* codes) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
   }
   // Both nibbles from two's complement to code + 8.
   static Lanes offset_codes(const Lanes& bytes) {
@@ -247,16 +328,6 @@ struct Avx2 : Portable {
   }
   static Lanes high_nibbles(const Lanes& bytes) {
     return low_nibbles({_mm256_srli_epi16(bytes.first, 4), _mm256_srli_epi16(bytes.second, 4)});
-  }
-
-  // Sixteen lanes by two bytes of a mask.
-  static __m128i sixteen(const uint8_t* codes, const uint8_t* mask) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
-    return _mm_shuffle_epi8(
-        bytes, _mm_add_epi8(order(kExpand.low[mask[0]]), order(kExpand.high[mask[1]])));
-  }
-  static __m128i order(const uint8_t* entry) {
-    return _mm_load_si128(reinterpret_cast<const __m128i*>(entry));
   }
 
   // Sums of four products of unsigned lanes and signed digits.

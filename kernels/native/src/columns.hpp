@@ -71,7 +71,8 @@ class ColumnTile {
     int64_t quad = 0;
     if (is_odd_ && quads) dot_high(piece, quad++);
     const int64_t octets = (quads - quad) / 2;
-    each_octet<Isa>(pairs_, 0, octets, [&](int64_t octet) {
+    const auto no_stage = [](int64_t, int64_t) {};
+    each_octet<Isa>(pairs_, 0, octets, no_stage, [&](int64_t octet) {
       __builtin_prefetch(codes_ + kCodesAhead);
       typename Isa::Lanes low, high;
       Isa::octet(codes_, low, high);

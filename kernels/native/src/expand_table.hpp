@@ -30,6 +30,21 @@ struct ExpandTable {
 
 constexpr ExpandTable kExpand;
 
+// One row of a cell, by the four bits of its mask: how many codes it takes, and which of them each
+// column takes, or 0x80.
+struct RowTable {
+  alignas(16) uint8_t count[16];
+  alignas(16) uint8_t place[kQuad][16];
+
+  constexpr RowTable() : count(), place() {
+    for (int mask = 0; mask < 16; ++mask)
+      for (int column = 0; column < kQuad; ++column)
+        place[column][mask] = mask >> column & 1 ? count[mask]++ : uint8_t{0x80};
+  }
+};
+
+constexpr RowTable kRows;
+
 struct PackTable {
   // Byte i of shuffle[m]: the i-th lane whose bit is set, or 0x80; count[m]: how many there are.
   alignas(64) uint8_t shuffle[256][8];

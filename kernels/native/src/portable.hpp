@@ -11,6 +11,8 @@ struct Portable {
   static constexpr bool kFused = false;
   static constexpr bool kFours = false;
   static constexpr int64_t kNarrow = 0;
+  static constexpr bool kStaged = false;
+  struct Orders {};
 
   struct Sums {
     int32_t row[kTileRows];
