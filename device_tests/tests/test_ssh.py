@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,11 +80,13 @@ class Board:
 
     def unplug(self) -> None:
         """End sshd and every connection it serves, as a pulled cable would."""
+        os.kill(self.process.pid, signal.SIGSTOP)  # no connection begins while they are counted
         served = [self.process.pid]
         for parent in served:
             served += children(parent)
         for pid in reversed(served):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # a connection that has just ended
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
 
