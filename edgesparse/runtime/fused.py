@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgesparse_kernels import _isa, _jit, attention, calls, decoder, tiles
+from edgesparse_kernels import _isa, _jit, attention, calls, decoder
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.crew import Crew
 from edgesparse_kernels.gather import room_nbytes
@@ -163,17 +163,10 @@ class FusedStep:
         """Return what a thread needs for products of ``at_once`` rows of digits, one by one."""
         planes, matrices = self._options.activations.planes, self._weights.matrices
         quads, groups = int(matrices[:, 5].max()), int(matrices[:, 4].max())
-        shapes = calls.scratch_shapes(quads, groups, planes, 1, 1)
-        scratch = tiles.Scratch(
-            digits=empty((at_once, planes * 4 * quads), np.int8),
-            scales=empty((at_once, groups), np.float32),
-            sums=empty((at_once, planes * groups), np.int32),
-            lanes=empty(shapes[3], np.uint8),
-            streams=empty(shapes[4], np.int64),
-            totals=empty(shapes[5], np.int32),
-            acc=empty(shapes[6], np.float32),
-        )
-        return {"packed": empty((room_nbytes(quads, groups, planes),), np.int8), "scratch": scratch}
+        return {
+            "packed": empty((room_nbytes(quads, groups, planes),), np.int8),
+            "scratch": calls.make_scratch(quads, groups, planes, at_once, 1),
+        }
 
 
 def _floats(count: int) -> Floats:

@@ -24,14 +24,13 @@ import numpy as np
 from contenders import Contender, csr, ggml, ours, skipping, torch_csr, torch_products
 from edgesparse_kernels import _isa
 from edgesparse_kernels.activations import Activations
+from edgesparse_kernels.held import cache_nbytes
 from xnnpack import xnnpack
 
 
 def streamed_nbytes() -> int:
     """Return how many bytes of copies cannot stay in the last-level cache: twice its size."""
-    size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-    cache = int(size.read_text().strip().removesuffix("K")) << 10 if size.exists() else 0
-    return max(96 << 20, 2 * cache)
+    return max(96 << 20, 2 * cache_nbytes(3))
 
 
 STREAMED_NBYTES = streamed_nbytes()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgesparse_kernels._jit import jit
 from edgesparse_kernels._simd import as_pointer
-from edgesparse_kernels.layout import CELL
+from edgesparse_kernels.layout import CELL, empty
 from edgesparse_kernels.tiles import CHUNK, Operand, Scratch
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -40,6 +40,13 @@ def scratch_shapes(
 
 
 _shapes = jit(scratch_shapes)
+_TYPES = np.int8, np.float32, np.int32, np.uint8, np.int64, np.int32, np.float32
+
+
+def make_scratch(quads: int, groups: int, planes: int, batch: int, threads: int) -> Scratch:
+    """Return room for products of ``batch`` rows of digits by ``threads`` threads."""
+    shapes = scratch_shapes(quads, groups, planes, batch, threads)
+    return Scratch(*(empty(shape, kind) for shape, kind in zip(shapes, _TYPES, strict=True)))
 
 
 def numbers_of(

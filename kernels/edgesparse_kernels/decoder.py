@@ -212,12 +212,11 @@ def _attend(isa, shape, weights, cache, planes, layer, position, turn, room, pla
     some = weights.order[first : first + 3]
     _products(isa, weights.matrices, some, planes, normed, 0, projected, room, place)
     turn = meet(place.meeting, turn, place.threads)
-    turns, scores = (
-        np.int64(weights.rotary[position].ctypes.data),
-        np.int64(room.scores.ctypes.data),
+    turns = np.int64(weights.rotary[position].ctypes.data)
+    scores, heads = np.int64(room.scores.ctypes.data), _share(shape.kv_heads, place)
+    mix(
+        shape, turns, weights.head_norms, cache, layer, position, heads, projected, attended, scores
     )
-    heads, norms = _share(shape.kv_heads, place), weights.head_norms
-    mix(shape, turns, norms, cache, layer, position, heads, projected, attended, scores)
     turn = meet(place.meeting, turn, place.threads)
     some = weights.order[first + 3 : first + 4]
     _products(isa, weights.matrices, some, planes, attended, 0, added, room, place)

@@ -256,6 +256,4 @@ def _scratch(m: tiles.Operand, planes: int, batch: int, threads: int) -> tiles.S
 def _room(
     caller: int, quad_count: int, groups: int, planes: int, batch: int, threads: int
 ) -> tiles.Scratch:
-    shapes = calls.scratch_shapes(quad_count, groups, planes, batch, threads)
-    types = (np.int8, np.float32, np.int32, np.uint8, np.int64, np.int32, np.float32)
-    return tiles.Scratch(*(empty(shape, kind) for shape, kind in zip(shapes, types, strict=True)))
+    return calls.make_scratch(quad_count, groups, planes, batch, threads)

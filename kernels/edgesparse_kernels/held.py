@@ -30,18 +30,18 @@ def is_faster_as_dense(weights: int) -> bool:
     """
     if _isa.best() not in (_isa.AVX512, _isa.AMX):
         return True
-    return weights // 2 <= second_level_nbytes() // 2  # activations and results need room too
+    return weights // 2 <= cache_nbytes(2) // 2  # activations and results need room too
 
 
 @cache
-def second_level_nbytes() -> int:
-    """Return the size of a core's second-level cache as Linux tells it, 0 if nobody does."""
+def cache_nbytes(level: int) -> int:
+    """Return the size of a core's cache of a level as Linux tells it, 0 if nobody does."""
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
-            level, size = (index / "level").read_text(), (index / "size").read_text().strip()
+            found, size = (index / "level").read_text(), (index / "size").read_text().strip()
         except OSError:
             continue
-        if int(level) == 2 and size.endswith("K"):
+        if int(found) == level and size.endswith("K"):
             return int(size[:-1]) << 10
     return 0
 

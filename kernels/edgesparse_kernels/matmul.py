@@ -176,11 +176,8 @@ def embedding(
     known = matrix.__dict__.get(key)
     if known is None:
         known = matrix.__dict__[key] = _lookup(matrix, threads == 1, rows, out)
-    if threads == 1:
-        known(rows, 1, out)
-    else:
-        with _jit.workers(threads):
-            known(rows, threads, out)
+    with _jit.workers(threads):
+        known(rows, threads, out)
 
 
 def _lookup(
