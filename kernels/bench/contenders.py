@@ -14,7 +14,7 @@ from edgesparse_kernels import matmul as kernels
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.columns import by_column, multiplier
 from edgesparse_kernels.held import for_products, is_faster_as_dense
-from edgesparse_kernels.layout import empty
+from edgesparse_kernels.layout import aligned_copy
 from edgesparse_kernels.matmul import AnyMatrix
 from edgesparse_kernels.matrix import PackedMatrix
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ def skipping(weights: Floats, x: Floats, copies: Callable[[int], int]) -> Iterat
         kept = np.where(np.abs(row) < np.quantile(np.abs(row), share), np.float32(0), row)
         nbytes = int((1 - share) * by_columns.codes.nbytes) + by_columns.scales.nbytes
         calls = [
-            multiplier(replace(by_columns, codes=np.array(by_columns.codes)), kept)
+            multiplier(replace(by_columns, codes=aligned_copy(by_columns.codes)), kept)
             for _ in range(copies(nbytes))
         ]
 
@@ -137,9 +137,7 @@ def nbytes_held(matrix: AnyMatrix, packed: PackedTensor) -> int:
 
 def copy_of(packed: PackedTensor) -> PackedTensor:
     """Return the same pack in memory of its own, placed as a mapped file would be."""
-    buffers = {name: empty(buffer.shape, buffer.dtype) for name, buffer in packed.buffers.items()}
-    for name, buffer in packed.buffers.items():
-        buffers[name][:] = buffer
+    buffers = {name: aligned_copy(buffer) for name, buffer in packed.buffers.items()}
     return type(packed)(spec=packed.spec, shape=packed.shape, buffers=buffers)
 
 

@@ -40,7 +40,7 @@ from edgesparse_kernels._simd import (
 )
 from edgesparse_kernels.activations import Activations
 from edgesparse_kernels.columns_avx2 import AHEAD, BLOCK
-from edgesparse_kernels.layout import padded_columns
+from edgesparse_kernels.layout import aligned_copy, padded_columns
 from edgesparse_kernels.matrix import PackedMatrix
 from edgesparse_kernels.tiles import add_group, quantize
 
@@ -97,8 +97,8 @@ def by_column(matrix: PackedMatrix) -> ColumnMatrix:
         rows=matrix.rows,
         columns=matrix.columns,
         group_size=min(matrix.group_size, matrix.columns),
-        codes=np.ascontiguousarray(lines.transpose(0, 2, 1)),
-        scales=np.ascontiguousarray(by_block).view(np.uint16),
+        codes=aligned_copy(lines.transpose(0, 2, 1)),  # a column is to be one line, not half of two
+        scales=aligned_copy(by_block).view(np.uint16),
     )
 
 

@@ -61,6 +61,13 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return room[begin : begin + nbytes].view(dtype).reshape(shape)
 
 
+def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the same values where ``empty`` puts them."""
+    copy = empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
 def aligned(nbytes: int) -> int:
     """Return ``nbytes`` rounded up to the alignment of buffers."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
